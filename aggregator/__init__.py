@@ -1,0 +1,1 @@
+"""The server: admits, folds, checkpoints and republishes. Speaks Redis, never MQTT."""

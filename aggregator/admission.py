@@ -1,0 +1,132 @@
+"""Admission: an update's bytes become a Contribution, or a refusal with its name.
+
+Pure: bytes and the state of the task in, a value out. Expected trouble is a value here; nothing
+that a device can send raises.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+from aggregator.strategies import Contribution
+from schemas.codecs import codec_by_id, codec_by_name
+from schemas.delta import peak
+from schemas.errors import WireError
+from schemas.log import Arrived
+from schemas.messages import ModelUpdate
+from schemas.names import shard_of
+from schemas.outcomes import Reason
+from schemas.task import TaskSpec
+from schemas.wire import decode_update
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A refused update: the reason that is counted and answered, and a sentence for people."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What admission must know of the task at this point of the log.
+
+    Attributes:
+        spec: the task.
+        codec_id: of the codec that the task asks for.
+        size: parameters.
+        spec_digest: the ParamSpec's short digest.
+        epoch: the task's epoch.
+        version: folds so far.
+        bases: published versions that may serve as a base -> the first 4 bytes of their digest.
+    """
+
+    spec: TaskSpec
+    codec_id: int
+    size: int
+    spec_digest: int
+    epoch: int
+    version: int
+    bases: Mapping[int, int]
+
+
+def read_header(arrived: Arrived, max_bytes: int) -> ModelUpdate | Rejected:
+    """Read as much of the message as tells who it says it is.
+
+    An oversized message still has a readable head, so that its sender can be answered.
+    """
+    try:
+        update = decode_update(arrived.data)
+    except WireError as exc:
+        oversized = arrived.size > max_bytes
+        return Rejected(Reason.OVERSIZED if oversized else exc.reason, str(exc))
+    return update
+
+
+def admit(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Contribution | Rejected:
+    """Check everything, cheapest first, and decode."""
+    refusal = _refusal(arrived, update, standing)
+    if refusal is not None:
+        return refusal
+    try:
+        delta = codec_by_id(update.codec).decode(memoryview(update.payload), standing.size)
+    except WireError as exc:
+        return Rejected(exc.reason, str(exc))
+    height = peak(delta.values)
+    if not isfinite(height):
+        return Rejected(Reason.NOT_FINITE, "the delta holds NaN or infinity")
+    if height > standing.spec.limits.max_abs:
+        return Rejected(Reason.BAD_NUMBER, f"a coordinate of {height:g} is beyond limits.max_abs")
+    staleness = standing.version - update.base_version
+    return Contribution(update.base_version, staleness, update.num_examples, delta)
+
+
+def _refusal(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Rejected | None:
+    limit = standing.spec.max_update_bytes
+    if arrived.size > limit:
+        return Rejected(Reason.OVERSIZED, f"{arrived.size} bytes, the task allows {limit}")
+    if arrived.shard != shard_of(arrived.device):
+        return Rejected(Reason.WRONG_SHARD, f"shard {arrived.shard} is not {arrived.device}'s")
+    if update.epoch != standing.epoch:
+        return Rejected(Reason.WRONG_EPOCH, f"epoch {update.epoch}, now {standing.epoch}")
+    if update.spec_digest != standing.spec_digest:
+        return Rejected(Reason.WRONG_SPEC, "trained with other tensors than the task's")
+    return _base_refusal(update, standing) or _content_refusal(update, standing)
+
+
+def _base_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None:
+    base, version = update.base_version, standing.version
+    if base > version:
+        return Rejected(Reason.FUTURE_BASE, f"base {base}, the model is at {version}")
+    if version - base > standing.spec.strategy.max_staleness:
+        return Rejected(Reason.TOO_STALE, f"base {base} is {version - base} versions old")
+    digest = standing.bases.get(base)
+    if digest is None:
+        oldest = min(standing.bases)
+        reason = Reason.TOO_STALE if base < oldest else Reason.UNKNOWN_BASE
+        return Rejected(reason, f"version {base} is not among the published bases")
+    if digest != update.base_digest:
+        return Rejected(Reason.WRONG_BASE, f"another model than our version {base}")
+    return None
+
+
+def _content_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None:
+    try:
+        codec = codec_by_id(update.codec)
+    except WireError as exc:
+        return Rejected(exc.reason, str(exc))
+    if codec.codec_id != standing.codec_id:
+        return Rejected(
+            Reason.WRONG_CODEC, f"codec {codec.name}, the task says {standing.spec.codec.name}"
+        )
+    if update.contributions != 1 or update.weight != 1.0:
+        return Rejected(Reason.BAD_NUMBER, "merged contributions are not folded here")
+    if not all(isfinite(value) for value in update.metrics.values()):
+        return Rejected(Reason.NOT_FINITE, "a metric is NaN or infinite")
+    return None
+
+
+def codec_id_of(spec: TaskSpec) -> int:
+    """The id of the codec that a task asks for."""
+    return codec_by_name(spec.codec.name).codec_id

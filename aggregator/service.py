@@ -1,0 +1,151 @@
+"""The aggregator's loop: hold, load, read, fold, commit. To be read in one sitting.
+
+Crash-only: whatever goes wrong ends the session, and the next one starts from the last commit.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from time import monotonic
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from aggregator.fold import Changes, Fold
+from aggregator.settings import AggregatorSettings
+from aggregator.store import Position, TaskStore, as_bytes, connect
+from schemas.keys import TASKS, TaskKeys
+from schemas.log import Arrived, Entry
+from schemas.names import TaskName, task_name
+
+log = logging.getLogger("fedmq.aggregator")
+
+BATCH_ENTRIES: Final = 512
+BATCH_BYTES: Final = 32 << 20
+"""Bounds of what is read from the log at once."""
+
+
+class StaleMemoryError(Exception):
+    """A commit was refused: somebody else holds the task, or Redis is another one."""
+
+
+async def serve(settings: AggregatorSettings) -> None:
+    """Serve tasks until cancelled: one session a task, started again whenever it ends."""
+    token = secrets.token_hex(16)
+    named = settings.task_names
+    running: dict[str, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as group:
+        while True:
+            for task in named or await _known_tasks(settings):
+                if task not in running:
+                    name = f"fedmq.aggregator[{task}]"
+                    session = _keep_serving(TaskName(task), settings, token)
+                    running[task] = group.create_task(session, name=name)
+            await asyncio.sleep(1.0)
+
+
+async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:
+    try:
+        async with connect(settings.redis_url) as redis:
+            members = await redis.smembers(TASKS)
+        return sorted(task_name(as_bytes(member).decode()) for member in members)
+    except (RedisError, OSError) as exc:
+        log.warning("redis_unreachable error=%s", exc)
+        return ()
+
+
+async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str) -> None:
+    while True:
+        try:
+            async with connect(settings.redis_url) as redis:
+                await _session(redis, task, settings, token)
+        except StaleMemoryError:
+            log.warning("commit_refused task=%s: loading again", task)
+        except (RedisError, OSError) as exc:
+            log.warning("session_ended task=%s error=%s: trying again", task, exc)
+        await asyncio.sleep(0.3)
+
+
+async def _session(redis: Redis, task: TaskName, settings: AggregatorSettings, token: str) -> None:
+    store = TaskStore(redis, TaskKeys(task), token)
+    lease_ms = round(settings.lease_s * 1000)
+    if not await store.hold(lease_ms):
+        await asyncio.sleep(settings.lease_s / 5)
+        return
+    try:
+        loaded = await store.load()
+        if loaded is None:
+            await asyncio.sleep(1.0)
+            return
+        state, position = loaded
+        log.info("loaded task=%s version=%d cursor=%s", task, state.model.version, state.cursor)
+        await _fold_on(store, Fold(state), position, settings)
+    except asyncio.CancelledError:
+        await store.release()
+        raise
+
+
+async def _fold_on(
+    store: TaskStore, fold: Fold, position: Position, settings: AggregatorSettings
+) -> None:
+    lease_ms = round(settings.lease_s * 1000)
+    renewed = monotonic()
+    count = 16
+    while True:
+        if monotonic() - renewed > settings.lease_s / 4:
+            if not await store.hold(lease_ms):
+                raise StaleMemoryError
+            renewed = monotonic()
+        block_ms = await _until_deadline(store, fold, lease_ms // 4)
+        entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
+        if not entries:
+            continue
+        await asyncio.to_thread(fold.apply_all, entries)
+        changes = fold.take_changes()
+        committed = await store.commit(
+            fold.state, changes, position, log_keep_ms=round(settings.log_keep_s * 1000)
+        )
+        if committed is None:
+            raise StaleMemoryError
+        position = committed
+        _report(changes, fold)
+        count = _next_count(entries, count)
+
+
+async def _until_deadline(store: TaskStore, fold: Fold, longest_ms: int) -> int:
+    """Milliseconds to wait for entries; a deadline that has passed becomes a Tick first."""
+    deadline = fold.next_deadline_ms()
+    if deadline is None:
+        return longest_ms
+    left = deadline - await store.now_ms()
+    if left > 0:
+        return min(left, longest_ms)
+    await store.append_tick()
+    return longest_ms
+
+
+def _next_count(entries: Sequence[Entry], count: int) -> int:
+    """How many entries to read next, so that a batch stays within BATCH_BYTES."""
+    sizes = [len(e.body.data) if isinstance(e.body, Arrived) else 64 for e in entries]
+    mean = max(1, sum(sizes) // len(sizes))
+    return max(1, min(BATCH_ENTRIES, 2 * count, BATCH_BYTES // mean))
+
+
+def _report(changes: Changes, fold: Fold) -> None:
+    for letter in changes.dead:
+        log.warning(
+            "update_rejected device=%s reason=%s why=%s",
+            letter.device,
+            letter.reason,
+            letter.detail,
+        )
+    if changes.publication is not None:
+        manifest = changes.publication.manifest
+        log.info(
+            "published version=%d digest=%s folded=%d",
+            manifest.version,
+            manifest.model_digest.hex()[:16],
+            fold.state.tally.folded,
+        )

@@ -1,0 +1,240 @@
+"""Redis as the aggregator sees it: load, read the log, commit. Decides nothing.
+
+A commit is one Lua compare-and-set on (holder's token, serial, the server's run_id). When it is
+refused the memory is stale: drop it and load again. redis-py must not retry behind our back, so
+it is told not to; what it does all the same is refused by the serial.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any, Final
+
+import msgpack
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from aggregator.announce import metrics_json, next_living, records
+from aggregator.checkpoint import (
+    LivingBlob,
+    changed_vectors,
+    changed_windows,
+    read_small_state,
+    restore,
+    small_state,
+    vector_from_bytes,
+)
+from aggregator.fold import Changes, DeadLetter, TaskState, origin_state
+from schemas.errors import InvariantError
+from schemas.keys import TaskKeys
+from schemas.log import Entry, EntryId, Tick, from_fields, to_fields
+from schemas.names import Epoch
+from schemas.outbox import to_fields as record_fields
+from schemas.wire import encode_manifest
+
+COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
+DEAD_LETTERS_KEPT: Final = 4096
+"""Dead letters kept a task: with their 4 KiB heads at most 16 MiB."""
+
+_HOLD_LUA: Final = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+_RELEASE_LUA: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+def connect(url: str) -> Redis:
+    """A client that raises at the first broken connection instead of trying again by itself."""
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10)
+
+
+def as_bytes(value: object) -> bytes:
+    """Insist on bytes: the client was made without decoding."""
+    if not isinstance(value, bytes):
+        msg = f"Redis answered {type(value).__name__} where bytes belong"
+        raise InvariantError(msg)
+    return value
+
+
+def pack_for_lua(document: object) -> bytes:
+    """MessagePack as Redis' cmsgpack reads it: without the bin type."""
+    packed: bytes = msgpack.packb(document, use_bin_type=False)
+    return packed
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the last commit left the store.
+
+    Attributes:
+        serial: of the last commit; 0 before the first.
+        run_id: of the Redis server that answered.
+        living: blobs whose chunks are retained.
+    """
+
+    serial: int
+    run_id: str
+    living: tuple[LivingBlob, ...] = ()
+
+
+class TaskStore:
+    """One task's keys, on one connection pool, with one holder's token."""
+
+    def __init__(self, redis: Redis, keys: TaskKeys, token: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._token = token
+        self._commit = redis.register_script(COMMIT_LUA)
+        self._hold = redis.register_script(_HOLD_LUA)
+        self._release = redis.register_script(_RELEASE_LUA)
+
+    async def hold(self, ttl_ms: int) -> bool:
+        """Take or renew the lease on the task; False while another holds it."""
+        return bool(await self._hold(keys=[self._keys.holder], args=[self._token, ttl_ms]))
+
+    async def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        await self._release(keys=[self._keys.holder], args=[self._token])
+
+    async def load(self) -> tuple[TaskState, Position] | None:
+        """The state at the last commit, or at the origin; None when there is no such task."""
+        keys = self._keys
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.info("server")
+        pipe.hgetall(keys.checkpoint)
+        pipe.hgetall(keys.arrays)
+        pipe.hgetall(keys.windows)
+        pipe.hmget(keys.origin, ["epoch", "params"])
+        info, checkpoint, arrays, windows, (epoch, params) = await pipe.execute()
+        run_id = str(info["run_id"])
+        if checkpoint:
+            small = read_small_state(checkpoint[b"small"])
+            state = restore(small, _texts(arrays), _texts(windows))
+            return state, Position(int(checkpoint[b"serial"]), run_id, small.living)
+        if epoch is None:
+            return None
+        return origin_state(Epoch(int(epoch)), vector_from_bytes(params)), Position(0, run_id)
+
+    async def read(self, cursor: EntryId, *, count: int, block_ms: int) -> list[Entry]:
+        """The entries after `cursor`, waiting up to `block_ms` for the first."""
+        answer: Any = await self._redis.xread(
+            {self._keys.log: str(cursor)}, count=count, block=max(1, block_ms)
+        )
+        streams = answer.items() if isinstance(answer, dict) else answer or []
+        return [
+            Entry(EntryId.parse(entry_id), from_fields(fields))
+            for _, batches in streams
+            for entry_id, fields in _pairs(batches)
+        ]
+
+    async def now_ms(self) -> int:
+        """Redis' clock, which stamps the log."""
+        seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def append_tick(self) -> None:
+        """Write into the log that a deadline has passed."""
+        fields: dict[Any, Any] = dict(to_fields(Tick()))
+        await self._redis.xadd(self._keys.log, fields, nomkstream=True)
+
+    async def commit(
+        self, state: TaskState, changes: Changes, position: Position, *, log_keep_ms: int
+    ) -> Position | None:
+        """Write everything at once; None when refused, and then the memory is stale."""
+        living, swept = next_living(position.living, changes)
+        document = _document(state, changes, living, swept)
+        if log_keep_ms and state.cursor.ms > log_keep_ms:
+            document["log_keep"] = str(state.cursor.ms - log_keep_ms)
+        done = await self._commit(
+            keys=self._commit_keys(changes, swept),
+            args=[self._token, position.serial, position.run_id, pack_for_lua(document)],
+        )
+        if not done:
+            return None
+        return replace(position, serial=position.serial + 1, living=living)
+
+    def _commit_keys(self, changes: Changes, swept: LivingBlob | None) -> list[str]:
+        keys = self._keys
+        blob = changes.publication.manifest.blob if changes.publication else "none"
+        return [
+            keys.checkpoint,
+            keys.arrays,
+            keys.windows,
+            keys.outbox,
+            keys.dead,
+            keys.holder,
+            keys.spec,
+            keys.manifest,
+            keys.metrics,
+            keys.blobs,
+            keys.log,
+            keys.blob(blob),
+            keys.blob(swept.name if swept else "none"),
+        ]
+
+
+def _document(
+    state: TaskState,
+    changes: Changes,
+    living: tuple[LivingBlob, ...],
+    swept: LivingBlob | None,
+) -> dict[str, object]:
+    """What commit.lua is told."""
+    vectors = changed_vectors(state, changes)
+    document: dict[str, object] = {
+        "small": small_state(state, living),
+        "vectors": {name: data for name, data in vectors.items() if data is not None},
+        "gone": [name for name, data in vectors.items() if data is None],
+        "windows": changed_windows(state, changes.senders),
+        "metrics": metrics_json(state),
+        "out": [_flat(record_fields(record)) for record in records(state, changes, swept)],
+        "dead": [[str(letter.id), _flat(_letter_fields(letter))] for letter in changes.dead],
+        "dead_keep": DEAD_LETTERS_KEPT,
+    }
+    if changes.spec is not None:
+        document["spec"] = changes.spec
+    if changes.publication is not None:
+        manifest = changes.publication.manifest
+        document |= {
+            "blob": changes.publication.blob,
+            "blob_name": manifest.blob,
+            "chunk_bytes": str(manifest.chunk_bytes),
+            "manifest": encode_manifest(manifest),
+        }
+    if swept is not None:
+        document["sweep"] = swept.name
+    return document
+
+
+def _letter_fields(letter: DeadLetter) -> dict[bytes, bytes]:
+    return {
+        b"d": letter.device.encode(),
+        b"reason": letter.reason.encode(),
+        b"why": letter.detail.encode(),
+        b"p": letter.data,
+    }
+
+
+def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def _texts(mapping: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    return {key.decode(): value for key, value in mapping.items()}
+
+
+def _pairs(batches: Any) -> list[tuple[bytes, Mapping[bytes, bytes]]]:
+    """XREAD's entries, which redis-py nests once more under RESP3."""
+    if batches and isinstance(batches[0], list) and batches[0] and isinstance(batches[0][0], tuple):
+        return [pair for batch in batches for pair in batch]
+    if any(len(pair) != 2 for pair in batches):
+        msg = "XREAD answered in a form that is not known"
+        raise InvariantError(msg)
+    return list(batches)

@@ -1,0 +1,120 @@
+"""What people do to tasks: create, look, pull. The shell behind `fedmq task` and `fedmq model`."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from aggregator.checkpoint import vector_from_bytes, vector_to_bytes
+from aggregator.store import as_bytes, pack_for_lua
+from schemas.errors import ConfigError, InvariantError
+from schemas.keys import TASKS, TaskKeys
+from schemas.log import SpecSet, to_fields
+from schemas.messages import Manifest
+from schemas.names import TaskName
+from schemas.params import Params
+from schemas.task import TaskSpec, spec_from_json, spec_to_json
+from schemas.wire import decode_manifest
+
+EPOCH_HOURS: Final = 4
+EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
+
+_CREATE_LUA: Final = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2])
+redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(ARGV[3])))
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """The newest published model: its manifest and its parameters."""
+
+    manifest: Manifest
+    params: Params
+
+
+def epoch_at(unix_s: float) -> int:
+    """The epoch of a task created now: 4-hour steps since 2026, so it rises without memory.
+
+    A task that is created again after Redis was lost gets a higher epoch by itself, unless that
+    happens within the same four hours; then say `--epoch`. 16 bits last until 2055.
+    """
+    return max(1, int(unix_s - EPOCH_ZERO_S) // (3600 * EPOCH_HOURS))
+
+
+async def create_task(
+    redis: Redis, task: TaskName, spec: TaskSpec, params: Params, *, epoch: int
+) -> None:
+    """Create a task: its origin and the first entry of its log.
+
+    Raises:
+        ConfigError: the task exists, or the epoch does not fit.
+    """
+    if not 1 <= epoch <= 0xFFFF:
+        raise ConfigError("epoch", f"{epoch} must be 1 to 65535")
+    if params.size != spec.params.size:
+        remedy = f"has {params.size} parameters, the specification {spec.params.size}"
+        raise ConfigError("init", remedy)
+
+    keys = TaskKeys(task)
+    entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
+    created: Any = await redis.eval(
+        _CREATE_LUA, 2, keys.origin, keys.log, epoch, vector_to_bytes(params), pack_for_lua(entry)
+    )
+    if not created:
+        raise ConfigError("task", f"{task!r} exists already; choose another name")
+    await redis.sadd(TASKS, task)
+
+
+async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None:
+    """The newest published model, verified; None before the first publication."""
+    keys = TaskKeys(task)
+    raw = await redis.get(keys.manifest)
+    if raw is None:
+        return None
+    manifest = decode_manifest(as_bytes(raw))
+    found = await redis.get(keys.blob(manifest.blob))
+    if found is None:  # swept between the two reads: the next manifest is already there
+        return await published_model(redis, task)
+    blob = as_bytes(found)
+    if sha256(blob).digest() != manifest.blob_digest:
+        msg = f"blob {manifest.blob} does not have the digest of its manifest"
+        raise InvariantError(msg)
+    return PublishedModel(manifest, vector_from_bytes(blob))
+
+
+async def task_spec(redis: Redis, task: TaskName) -> TaskSpec | None:
+    """The specification as the first or newest log entry that was folded says."""
+    raw = await redis.get(TaskKeys(task).spec)
+    return None if raw is None else spec_from_json(as_bytes(raw))
+
+
+async def task_status(redis: Redis, task: TaskName) -> dict[str, object] | None:
+    """What `fedmq task show` prints: metrics, and how much of the log is not folded yet."""
+    keys = TaskKeys(task)
+    if not await redis.exists(keys.origin):
+        return None
+    raw = await redis.get(keys.metrics)
+    status: dict[str, object] = {"task": task}
+    status |= msgspec.json.decode(raw) if raw else {"version": None}
+    status["updates_stored"] = await unfolded(redis, task)
+    status["dead_letters"] = await redis.xlen(keys.dead)
+    return status
+
+
+async def unfolded(redis: Redis, task: TaskName) -> int:
+    """Updates in the log after the cursor of the last commit."""
+    keys = TaskKeys(task)
+    small = await redis.hget(keys.checkpoint, "small")
+    cursor = msgspec.json.decode(small)["cursor"] if small else "0-0"
+    total = 0
+    while True:
+        entries: Any = await redis.xrange(keys.log, min=f"({cursor}", count=256)
+        if not entries:
+            return total
+        total += sum(fields.get(b"k") == b"up" for _, fields in entries)
+        cursor = as_bytes(entries[-1][0]).decode()

@@ -1,0 +1,58 @@
+"""What a codec is: encode, decode, codec_id, and how much of the vector it keeps.
+
+A codec is a frozen value of plain functions. It holds no state: error feedback lives with the
+device (`edge_agent.compressor`), which adds the residual before `encode` and keeps what
+`decode(encode(u))` left behind, when the codec says that it needs that. A stochastic codec draws
+from the generator it is given. A codec that carries a multiset answers with a `Sparse` delta of
+which `distinct` is False; a rotated or quantised one answers `Dense`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from schemas.delta import Delta
+from schemas.params import Params
+
+
+class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The task's `[codec]` table.
+
+    Attributes:
+        name: a key of the table of codecs.
+        density: for sparse codecs, the share of coordinates sent, in (0, 1].
+    """
+
+    name: str = "topk_int8"
+    density: float = 0.05
+
+
+Encode: TypeAlias = Callable[[Params, CodecOptions, np.random.Generator], bytes]
+"""(vector of shape (size,), the task's options, a generator) -> payload."""
+
+Decode: TypeAlias = Callable[[memoryview, int], Delta]
+"""(payload, size) -> delta. Raises WireError; allocates nothing beyond O(size + len(payload))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to write a delta.
+
+    Attributes:
+        codec_id: the number that travels, 0 to 127, never reused.
+        name: what a task's specification calls it.
+        error_feedback: what is not sent is kept as a residual and added to the next delta. When
+            an update is refused its mass is *not* returned to the residual: with several local
+            steps the device derives the same step again, and returning it counts it twice.
+        encode: see `Encode`.
+        decode: see `Decode`. Does not check for NaN: admission does, for every codec alike.
+    """
+
+    codec_id: int
+    name: str
+    error_feedback: bool
+    encode: Encode
+    decode: Decode

@@ -1,0 +1,81 @@
+"""A decoded update: `delta = w_local - w_base`, added by the server.
+
+Two forms, so that a sparse update never costs the size of the model. Both are read-only values;
+`add_scaled` is the one arithmetic that every strategy needs, in the order of the elements.
+"""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.params import Params
+
+BLOCK: Final = 131_072
+"""Elements folded at a time: 512 KiB of float32, so that the product stays in a core's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Every coordinate: float32, shape (size,), possibly a view of the bytes that came in."""
+
+    values: Params
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Some coordinates: int64 indices and float32 values of one length.
+
+    `distinct` says that no index is repeated (a codec that carries a multiset sets it to False).
+    """
+
+    indices: NDArray[np.int64]
+    values: Params
+    distinct: bool = True
+
+
+Delta: TypeAlias = Dense | Sparse
+
+
+def add_scaled(total: Params, delta: Delta, weight: float) -> None:
+    """Do `total += weight * delta` in place: float32, elementwise, in blocks; no BLAS."""
+    scale = np.float32(weight)
+    match delta:
+        case Dense(values):
+            _add_dense(total, values, scale)
+        case Sparse(indices, values, True):
+            total[indices] += scale * values
+        case Sparse(indices, values):
+            np.add.at(total, indices, scale * values)
+
+
+def _add_dense(total: Params, values: Params, scale: np.float32) -> None:
+    scratch = np.empty(min(BLOCK, total.size), dtype=np.float32)
+    for start in range(0, total.size, BLOCK):
+        part = total[start : start + BLOCK]
+        product = scratch[: part.size]
+        np.multiply(values[start : start + BLOCK], scale, out=product)
+        np.add(part, product, out=part)
+
+
+def peak(values: Params) -> float:
+    """The largest magnitude of a vector (0 when empty); NaN if any element is NaN.
+
+    One look finds NaN and both infinities too: `isfinite(peak(values))`.
+    """
+    highest = 0.0
+    for start in range(0, values.size, BLOCK):
+        part = values[start : start + BLOCK]
+        top = max(float(np.max(part)), -float(np.min(part)))
+        if not top <= np.inf:
+            return float("nan")
+        highest = max(highest, top)
+    return highest
+
+
+def to_dense(delta: Delta, size: int) -> Params:
+    """Spell a delta out: float32, shape (size,), a fresh array."""
+    total = np.zeros(size, dtype=np.float32)
+    add_scaled(total, delta, 1.0)
+    return total

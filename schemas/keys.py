@@ -1,0 +1,99 @@
+"""Redis keys: built in one place, for the two rooms that speak Redis.
+
+All keys of a task share the hash tag {task}, so that one script may touch them on a cluster too.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.names import TaskName
+
+TASKS: Final = "fedmq:tasks"
+"""Set of all task names."""
+
+LOST: Final = "fedmq:lost"
+"""Stream of what came in for no known task: bounded, for people to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKeys:
+    """The keys of one task."""
+
+    task: TaskName
+
+    def _key(self, what: str) -> str:
+        return f"fedmq:{{{self.task}}}:{what}"
+
+    @property
+    def log(self) -> str:
+        """Stream: the log."""
+        return self._key("log")
+
+    @property
+    def outbox(self) -> str:
+        """Stream: what the bridge is to say."""
+        return self._key("out")
+
+    @property
+    def said(self) -> str:
+        """String: the id of the last outbox record that was carried out."""
+        return self._key("said")
+
+    @property
+    def dead(self) -> str:
+        """Stream: refused updates with reason and bytes."""
+        return self._key("dead")
+
+    @property
+    def origin(self) -> str:
+        """Hash: epoch, ParamSpec and initial parameters, from which the fold starts."""
+        return self._key("origin")
+
+    @property
+    def checkpoint(self) -> str:
+        """Hash: serial, cursor and the small part of the fold's state."""
+        return self._key("checkpoint")
+
+    @property
+    def arrays(self) -> str:
+        """Hash: the vectors of the fold's state."""
+        return self._key("arrays")
+
+    @property
+    def windows(self) -> str:
+        """Hash: device/boot -> the settled sequence numbers."""
+        return self._key("windows")
+
+    @property
+    def spec(self) -> str:
+        """String: the TaskSpec as published."""
+        return self._key("spec")
+
+    @property
+    def manifest(self) -> str:
+        """String: the newest manifest as published."""
+        return self._key("manifest")
+
+    @property
+    def metrics(self) -> str:
+        """String: the newest metrics as published."""
+        return self._key("metrics")
+
+    @property
+    def blobs(self) -> str:
+        """Hash: the living blobs, id -> chunk size."""
+        return self._key("blobs")
+
+    def blob(self, blob: str) -> str:
+        """String: the bytes of a blob."""
+        return self._key(f"blob:{blob}")
+
+    @property
+    def holder(self) -> str:
+        """String with a time to live: the token of the aggregator that holds the task."""
+        return self._key("holder")
+
+    @property
+    def downlink(self) -> str:
+        """String with a time to live: the token of the bridge that carries the outbox."""
+        return self._key("downlink")

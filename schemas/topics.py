@@ -1,0 +1,92 @@
+"""MQTT topics: built and parsed in one place. At most 7 slashes with the default prefix's 1.
+
+{prefix}/{task}/spec               retained  TaskSpec, JSON
+{prefix}/{task}/model              retained  Manifest
+{prefix}/{task}/blob/{id}/{i}      retained  chunk i of a blob
+{prefix}/{task}/up/{shard}/{device}          ModelUpdate
+{prefix}/{task}/receipt/{device}   retained  Receipt
+{prefix}/{task}/state/{device}     retained  birth and will, JSON
+{prefix}/{task}/metrics            retained  JSON
+{prefix}/{task}/events                       JSON
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.errors import ConfigError
+from schemas.names import DeviceId, TaskName, is_name, shard_of
+
+DEFAULT_PREFIX: Final = "fedmq/v1"
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+){0,2}")
+_SHARDS: Final = frozenset("0123456789abcdef")
+
+
+def checked_prefix(prefix: str) -> str:
+    """Check a topic prefix: 1 to 3 levels, so that no topic has more than 7 slashes."""
+    if len(prefix) > 64 or not _PREFIX.fullmatch(prefix):
+        raise ConfigError("prefix", f"{prefix!r} must be 1 to 3 levels of letters, digits, _ . -")
+    return prefix
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTopics:
+    """The topics of one task."""
+
+    prefix: str
+    task: TaskName
+
+    def at(self, suffix: str) -> str:
+        """The topic below the task's own level."""
+        return f"{self.prefix}/{self.task}/{suffix}"
+
+    @property
+    def spec(self) -> str:
+        """Retained TaskSpec."""
+        return self.at("spec")
+
+    @property
+    def model(self) -> str:
+        """Retained Manifest of the newest published version."""
+        return self.at("model")
+
+    def chunk(self, blob: str, index: int) -> str:
+        """Retained chunk of a blob."""
+        return self.at(f"blob/{blob}/{index}")
+
+    def up(self, device: DeviceId) -> str:
+        """Where a device publishes its updates."""
+        return self.at(f"up/{shard_of(device)}/{device}")
+
+    def receipt(self, device: DeviceId) -> str:
+        """Retained Receipt of one device."""
+        return self.at(f"receipt/{device}")
+
+    def state(self, device: DeviceId) -> str:
+        """Retained birth or will of one device."""
+        return self.at(f"state/{device}")
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkTopic:
+    """Where an update came in. The device's identity is this level, which the ACL protects."""
+
+    task: TaskName
+    shard: str
+    device: DeviceId
+
+
+def uplink_filter(prefix: str) -> str:
+    """The filter under which the bridge hears every task's updates."""
+    return f"{prefix}/+/up/+/+"
+
+
+def parse_uplink(prefix: str, topic: str) -> UplinkTopic | None:
+    """Read an `up` topic; None when a level is not a name or the shard not a hex digit."""
+    if not topic.startswith(prefix + "/"):
+        return None
+    match topic.removeprefix(prefix + "/").split("/"):
+        case [task, "up", shard, device]:
+            if is_name(task) and is_name(device) and shard in _SHARDS:
+                return UplinkTopic(TaskName(task), shard, DeviceId(device))
+    return None

@@ -1,0 +1,230 @@
+"""Wire v1: one message <-> its bytes. docs/wire.md is the same in prose, with vectors.
+
+Every message is a positional MessagePack array whose first element is the wire version. Refuses
+(WireError, with its reason) whatever is malformed, out of range or longer than its bound; nothing
+is allocated from a length that the bytes do not have.
+"""
+
+from typing import Annotated, Final, TypeVar
+
+import msgpack
+import msgspec
+
+from schemas.errors import WireError
+from schemas.messages import Manifest, ModelUpdate, Receipt
+from schemas.names import Boot, Epoch, ModelVersion, Seq, is_name
+from schemas.outcomes import Reason
+
+WIRE: Final = 1
+"""The wire version."""
+
+HEADER_MAX: Final = 34
+"""The most an update's header takes without metrics, in bytes."""
+
+_HEAD_BOUND: Final = 1024
+"""Bytes in which any header or small message must fit, metrics included."""
+
+_U8 = Annotated[int, msgspec.Meta(ge=0, le=127)]
+_U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+_U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+_POSITIVE = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
+_Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Metrics = Annotated[
+    dict[Annotated[str, msgspec.Meta(min_length=1, max_length=32)], float],
+    msgspec.Meta(max_length=16),
+]
+
+
+class _UpdateArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    wire: int
+    epoch: _U16
+    boot: _U32
+    seq: _POSITIVE
+    base_version: _U32
+    base_digest: _U32
+    spec_digest: _U16
+    codec: _U8
+    num_examples: _POSITIVE
+    contributions: _POSITIVE = 1
+    weight: Annotated[float, msgspec.Meta()] = 1.0
+    metrics: _Metrics = {}
+
+
+class _ManifestArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    wire: int
+    epoch: _U16
+    version: _U32
+    model_digest: _Digest
+    spec_digest: _Digest
+    codec: _U8
+    blob: str
+    blob_digest: _Digest
+    blob_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=64, le=1 << 20)]
+
+
+class _ReceiptArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    wire: int
+    epoch: _U16
+    boot: _U32
+    low: _U32
+    settled: int
+    seq: _U32
+    outcome: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    version: _U32
+
+
+_Array = TypeVar("_Array", _UpdateArray, _ManifestArray, _ReceiptArray)
+
+
+def encode_update(update: ModelUpdate) -> bytes:
+    """Write an update: header, zeros up to a multiple of 4, payload."""
+    array: list[object] = [
+        WIRE,
+        update.epoch,
+        update.boot,
+        update.seq,
+        update.base_version,
+        update.base_digest,
+        update.spec_digest,
+        update.codec,
+        update.num_examples,
+    ]
+    if update.metrics or update.contributions != 1 or update.weight != 1.0:
+        array += [update.contributions, float(update.weight), dict(update.metrics)]
+    header: bytes = msgpack.packb(array, use_single_float=True)
+    return b"".join((header, bytes(-len(header) % 4), update.payload))
+
+
+def decode_update(data: bytes) -> ModelUpdate:
+    """Read an update; its payload is a view of `data`, not a copy.
+
+    Raises:
+        WireError: MALFORMED, UNKNOWN_WIRE, BAD_NUMBER or TRUNCATED.
+    """
+    array, end = _read_array(data, _UpdateArray)
+    start = end + -end % 4
+    if len(data) < start:
+        raise WireError(Reason.TRUNCATED, "the payload is missing")
+    if any(data[end:start]):
+        raise WireError(Reason.MALFORMED, "the padding before the payload is not zero")
+    return ModelUpdate(
+        epoch=Epoch(array.epoch),
+        boot=Boot(array.boot),
+        seq=Seq(array.seq),
+        base_version=ModelVersion(array.base_version),
+        base_digest=array.base_digest,
+        spec_digest=array.spec_digest,
+        codec=array.codec,
+        num_examples=array.num_examples,
+        payload=memoryview(data)[start:],
+        contributions=array.contributions,
+        weight=array.weight,
+        metrics=array.metrics,
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest."""
+    packed: bytes = msgpack.packb(
+        [
+            WIRE,
+            manifest.epoch,
+            manifest.version,
+            manifest.model_digest,
+            manifest.spec_digest,
+            manifest.codec,
+            manifest.blob,
+            manifest.blob_digest,
+            manifest.blob_bytes,
+            manifest.chunk_bytes,
+        ]
+    )
+    return packed
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest. Raises WireError."""
+    array = _read_whole(data, _ManifestArray)
+    if not is_name(array.blob):
+        raise WireError(Reason.MALFORMED, "the blob's name may not stand in a topic")
+    return Manifest(
+        epoch=Epoch(array.epoch),
+        version=ModelVersion(array.version),
+        model_digest=array.model_digest,
+        spec_digest=array.spec_digest,
+        codec=array.codec,
+        blob=array.blob,
+        blob_digest=array.blob_digest,
+        blob_bytes=array.blob_bytes,
+        chunk_bytes=array.chunk_bytes,
+    )
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Write a receipt."""
+    packed: bytes = msgpack.packb(
+        [
+            WIRE,
+            receipt.epoch,
+            receipt.boot,
+            receipt.low,
+            receipt.settled,
+            receipt.seq,
+            receipt.outcome,
+            receipt.version,
+        ]
+    )
+    return packed
+
+
+def decode_receipt(data: bytes) -> Receipt:
+    """Read a receipt. Raises WireError."""
+    array = _read_whole(data, _ReceiptArray)
+    if not 0 <= array.settled < 1 << 64:
+        raise WireError(Reason.BAD_NUMBER, "the map of settled numbers is not an uint64")
+    return Receipt(
+        epoch=Epoch(array.epoch),
+        boot=Boot(array.boot),
+        low=array.low,
+        settled=array.settled,
+        seq=array.seq,
+        outcome=array.outcome,
+        version=ModelVersion(array.version),
+    )
+
+
+def _read_whole(data: bytes, kind: type[_Array]) -> _Array:
+    array, end = _read_array(data, kind)
+    if end != len(data):
+        raise WireError(Reason.MALFORMED, f"{len(data) - end} bytes too many")
+    return array
+
+
+def _read_array(data: bytes, kind: type[_Array]) -> tuple[_Array, int]:
+    """Read the MessagePack array at the start of `data`, and where it ends."""
+    unpacker = msgpack.Unpacker(
+        read_size=64,
+        max_buffer_size=_HEAD_BOUND,
+        max_array_len=16,
+        max_map_len=16,
+        max_str_len=64,
+        max_bin_len=64,
+        max_ext_len=0,
+    )
+    try:
+        unpacker.feed(data[:_HEAD_BOUND])
+        raw = unpacker.unpack()
+    except msgpack.OutOfData as exc:
+        raise WireError(Reason.MALFORMED, "the bytes end inside the array") from exc
+    except (ValueError, RecursionError, msgpack.UnpackException) as exc:
+        raise WireError(Reason.MALFORMED, "not MessagePack within its bounds") from exc
+    if not isinstance(raw, list) or not raw:
+        raise WireError(Reason.MALFORMED, "not an array")
+    if type(raw[0]) is not int or raw[0] != WIRE:
+        raise WireError(Reason.UNKNOWN_WIRE, f"wire version {raw[0]!r}; this is {WIRE}")
+    try:
+        return msgspec.convert(raw, kind, builtin_types=(bytes,)), unpacker.tell()
+    except msgspec.ValidationError as exc:
+        reason = Reason.BAD_NUMBER if "Expected `int` " in str(exc) else Reason.MALFORMED
+        raise WireError(reason, str(exc)) from exc
