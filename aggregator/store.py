@@ -31,6 +31,7 @@ from schemas.keys import TaskKeys
 from schemas.log import Entry, EntryId, Tick, from_fields, to_fields
 from schemas.names import Epoch
 from schemas.outbox import to_fields as record_fields
+from schemas.streams import stream_pairs
 from schemas.wire import encode_manifest
 
 COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
@@ -52,7 +53,7 @@ return 0
 
 def connect(url: str) -> Redis:
     """A client that raises at the first broken connection instead of trying again by itself."""
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10)
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30)
 
 
 def as_bytes(value: object) -> bytes:
@@ -127,11 +128,9 @@ class TaskStore:
         answer: Any = await self._redis.xread(
             {self._keys.log: str(cursor)}, count=count, block=max(1, block_ms)
         )
-        streams = answer.items() if isinstance(answer, dict) else answer or []
         return [
             Entry(EntryId.parse(entry_id), from_fields(fields))
-            for _, batches in streams
-            for entry_id, fields in _pairs(batches)
+            for entry_id, fields in stream_pairs(answer)
         ]
 
     async def now_ms(self) -> int:
@@ -228,13 +227,3 @@ def _flat(fields: Mapping[bytes, bytes]) -> list[bytes]:
 
 def _texts(mapping: Mapping[bytes, bytes]) -> dict[str, bytes]:
     return {key.decode(): value for key, value in mapping.items()}
-
-
-def _pairs(batches: Any) -> list[tuple[bytes, Mapping[bytes, bytes]]]:
-    """XREAD's entries, which redis-py nests once more under RESP3."""
-    if batches and isinstance(batches[0], list) and batches[0] and isinstance(batches[0][0], tuple):
-        return [pair for batch in batches for pair in batch]
-    if any(len(pair) != 2 for pair in batches):
-        msg = "XREAD answered in a form that is not known"
-        raise InvariantError(msg)
-    return list(batches)

@@ -1,0 +1,1 @@
+"""The device: trains, compresses, spools, and speaks MQTT. Never Redis."""

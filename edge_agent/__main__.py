@@ -1,0 +1,164 @@
+"""`fedmq-agent`: one device in one task. An argparse entry, so that a device needs no more."""
+
+import argparse
+import asyncio
+import importlib
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edge_agent.agent import Agent, Entropy
+from edge_agent.settings import AgentSettings
+from edge_agent.spool import Spool
+from edge_agent.trainer import Trainer
+from schemas.errors import ConfigError
+from schemas.names import Boot, device_id, task_name
+from schemas.settings import load_settings
+from schemas.task import Option
+
+_EPILOG = """\
+example:
+  fedmq-agent --task pumps --device pump-7 --mqtt-host broker.example \\
+              --trainer mycode.trainer:PumpTrainer --option csv=/data/pump.csv
+
+Every setting may also stand in a TOML file (--config, table [agent]) or in the environment as
+FEDMQ_<SETTING>, e.g. FEDMQ_MQTT_HOST. Flags win over the environment, which wins over the file.
+The password only goes into the environment (FEDMQ_MQTT_PASSWORD) or the file.
+
+The trainer is a class with one method; fedmq-agent makes it with the --option values:
+  train(tensors, options, rng) -> TrainResult(tensors, num_examples, metrics)
+Built in: edge_agent.trainers:SoftmaxTrainer and edge_agent.trainers:MlpTrainer (--option data=F.npz
+with arrays x and y).
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedmq-agent",
+        description="Train one fleet's model on this device's own data, over MQTT.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--task", help="the task to take part in")
+    add("--device", help="this device's name: a-z, 0-9, _ and -")
+    add("--trainer", metavar="MODULE:CLASS", help="what trains on the local data")
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="for the trainer")
+    add("--config", metavar="FILE", help="a TOML file with a table [agent]")
+    add("--mqtt-host", help="the broker (default 127.0.0.1)")
+    add("--mqtt-port", type=int, help="its port (default 1883)")
+    add("--mqtt-user", help="user name, if the broker asks for one")
+    add("--prefix", help="first levels of every topic (default fedmq/v1)")
+    add("--state-dir", help="where updates and model are kept (default fedmq-state)")
+    add("--resend-s", type=float, help="first pause before an update is sent again (default 10)")
+    add("--seed", type=int, help="make the local training repeatable")
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> AgentSettings:
+    flags: dict[str, object] = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in {"option", "config", "log_level"}
+    }
+    if arguments.option:
+        flags["options"] = dict(_option(text) for text in arguments.option)
+    text = Path(arguments.config).read_text() if arguments.config else ""
+    for needed in ("task", "device", "trainer"):
+        known = flags[needed] or os.environ.get(f"FEDMQ_{needed.upper()}")
+        if not known and f"{needed} =" not in text and f"{needed}=" not in text:
+            raise ConfigError(needed, f"is missing: say --{needed}")
+    return load_settings(
+        AgentSettings, table="agent", file_text=text, environ=os.environ, flags=flags
+    )
+
+
+def _option(text: str) -> tuple[str, Option]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("option", f"{text!r} must be KEY=VALUE")
+    readers: tuple[Callable[[str], Option], ...] = (int, float)
+    for read in readers:
+        try:
+            return key, read(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def load_trainer(path: str, options: dict[str, Option]) -> Trainer:
+    """Import `module:Class` and make it. Raises ConfigError."""
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        raise ConfigError("trainer", f"{path!r} must be module:Class")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made: Any = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError("trainer", f"{path!r} cannot be imported: {exc}") from exc
+    try:
+        return cast("Trainer", made(**options))
+    except (TypeError, ValueError, OSError) as exc:
+        raise ConfigError("option", f"{class_name} refuses its options: {exc}") from exc
+
+
+def spool_path(settings: AgentSettings) -> Path:
+    """Where a device keeps what it must not forget of a task. Raises ConfigError."""
+    name = f"{task_name(settings.task)}.{device_id(settings.device)}.sqlite"
+    return Path(settings.state_dir) / name
+
+
+def entropy_of(seed: int) -> Entropy:
+    """Generators for rounds of training: repeatable with a seed, the machine's own without."""
+
+    def generator(number: int) -> np.random.Generator:
+        # the shell makes the generators that the core is given
+        return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
+
+    return generator
+
+
+async def _run(settings: AgentSettings) -> None:
+    trainer = load_trainer(settings.trainer, dict(settings.options))
+    spool = Spool(spool_path(settings), new_boot=lambda: Boot(secrets.randbits(32) or 1))
+    rng = random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311 - jitter only
+    agent = Agent(settings, trainer, spool, entropy=entropy_of(settings.seed), rng=rng)
+    running = asyncio.ensure_future(agent.run())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        logging.getLogger("fedmq.agent").info("stopped open=%d", len(spool.open_updates()))
+    finally:
+        spool.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the agent. Exit code 2 for a configuration that cannot work."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=parsed.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    try:
+        settings = _settings(parsed)
+        asyncio.run(_run(settings))
+    except* ConfigError as group:
+        print(f"fedmq-agent: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - a CLI speaks
+        raise SystemExit(2) from None
+    except* OSError as group:
+        print(f"fedmq-agent: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - a CLI speaks
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

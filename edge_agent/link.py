@@ -1,0 +1,232 @@
+"""The agent's life on one connection: listen, fetch the newest model, send what is open.
+
+Clean sessions: all that a device needs is retained, or is sent again. An update is published
+again, with growing pauses, until its Receipt settles it; PUBACK means only that a broker has it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+import msgspec
+
+from edge_agent.download import assemble, fits, next_window
+from edge_agent.settings import AgentSettings
+from edge_agent.spool import OpenUpdate, Spool
+from mqtt_session.session import Inbound, Session
+from schemas.errors import ConfigError, WireError
+from schemas.messages import Manifest
+from schemas.names import DeviceId, Seq
+from schemas.outcomes import FOLDED, outcome_name
+from schemas.task import spec_from_json
+from schemas.topics import TaskTopics
+from schemas.wire import decode_manifest, decode_receipt, encode_manifest
+from schemas.window import is_settled
+
+log = logging.getLogger("fedmq.agent")
+
+
+class Link:
+    """What the device does while it is connected.
+
+    Args:
+        settings: pauses and patience.
+        topics: of the task.
+        device: whose receipts to listen to.
+        spool: the device's disk.
+        rng: for jitter.
+        on_news: awaited when the specification, the model or the outbox has changed.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        topics: TaskTopics,
+        device: DeviceId,
+        spool: Spool,
+        *,
+        rng: random.Random,
+        on_news: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.online = False
+        self._settings = settings
+        self._topics = topics
+        self._device = device
+        self._spool = spool
+        self._rng = rng
+        self._on_news = on_news
+        self._wanted: Manifest | None = None
+        self._wake_sender = asyncio.Event()
+        self._wake_fetcher = asyncio.Event()
+        self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake_sender.set()
+
+    async def use(self, session: Session) -> None:
+        """Live on one connection until it ends."""
+        topics = self._topics
+        await session.subscribe([topics.spec, topics.model, topics.receipt(self._device)], qos=1)
+        birth = msgspec.json.encode({"online": True, "boot": self._spool.boot})
+        await session.publish(topics.state(self._device), birth, retain=True)
+        self.online = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(session))
+                group.create_task(self._fetch(session))
+                group.create_task(self._send(session))
+        finally:
+            self.online = False
+
+    # -- listening -------------------------------------------------------------------------
+
+    async def _listen(self, session: Session) -> None:
+        while True:
+            for message in await session.receive():
+                try:
+                    await self._hear(message)
+                except (WireError, ConfigError) as exc:
+                    log.warning("ignored topic=%s error=%s", message.topic, exc)
+
+    async def _hear(self, message: Inbound) -> None:
+        topics, payload = self._topics, message.payload
+        if not payload:
+            return  # a retained topic was cleared
+        if message.topic == topics.receipt(self._device):
+            await self._settle(payload)
+        elif message.topic == topics.model:
+            self._want(decode_manifest(payload))
+        elif message.topic == topics.spec:
+            spec_from_json(payload)
+            await asyncio.to_thread(self._spool.save, spec=payload)
+            await self._on_news()
+        else:
+            self._chunks.put_nowait((message.topic, payload))
+
+    async def _settle(self, payload: bytes) -> None:
+        receipt = decode_receipt(payload)
+        if receipt.outcome != FOLDED:
+            reason = outcome_name(receipt.outcome)
+            log.warning("update_rejected seq=%d reason=%s", receipt.seq, reason)
+        if receipt.boot != self._spool.boot:
+            return
+
+        def settled(seq: Seq) -> bool:
+            return is_settled(seq, receipt.low, receipt.settled)
+
+        if await asyncio.to_thread(self._spool.settle, settled):
+            await self._on_news()
+
+    # -- fetching --------------------------------------------------------------------------
+
+    def _want(self, manifest: Manifest) -> None:
+        newest = self._wanted or self._stored_manifest()
+        if newest is None or (manifest.epoch, manifest.version) > (newest.epoch, newest.version):
+            self._wanted = manifest
+            self._wake_fetcher.set()
+
+    def _stored_manifest(self) -> Manifest | None:
+        raw = self._spool.load("manifest")
+        return None if raw is None else decode_manifest(raw)
+
+    async def _fetch(self, session: Session) -> None:
+        """Fetch the newest wanted model in windows, resuming from the chunks that are here."""
+        if self._wanted is not None:
+            self._wake_fetcher.set()
+        while True:
+            await self._wake_fetcher.wait()
+            self._wake_fetcher.clear()
+            manifest = self._wanted
+            stored = self._stored_manifest()
+            if manifest is None or manifest == stored:
+                continue
+            if await self._fetch_blob(session, manifest):
+                await self._on_news()
+            elif self._wanted is manifest:  # silence: swept, or the broker lost it
+                self._wanted = None
+                await session.subscribe([self._topics.model], qos=1)
+
+    async def _fetch_blob(self, session: Session, manifest: Manifest) -> bool:
+        """Fetch one blob; False when its chunks do not come or another model is wanted."""
+        have = await asyncio.to_thread(self._spool.chunks, manifest.blob)
+        while window := next_window(manifest, have):
+            chunks = await self._fetch_window(session, manifest, window)
+            await asyncio.to_thread(self._spool.add_chunks, manifest.blob, chunks.items())
+            have |= chunks
+            if len(chunks) < len(window):
+                return False
+            if self._wanted is not manifest:
+                self._wake_fetcher.set()
+                return False
+        try:
+            blob = assemble(manifest, have)
+        except WireError as exc:
+            log.warning("model_refused version=%d error=%s", manifest.version, exc)
+            await asyncio.to_thread(self._spool.drop_chunks)
+            return False
+        await asyncio.to_thread(self._adopt, manifest, blob)
+        return True
+
+    def _adopt(self, manifest: Manifest, blob: bytes) -> None:
+        self._spool.save(manifest=encode_manifest(manifest), params=blob)
+        self._spool.drop_chunks()
+
+    async def _fetch_window(
+        self, session: Session, manifest: Manifest, window: list[int]
+    ) -> dict[int, bytes]:
+        """Ask for some chunks by their exact topics and wait until they come, or silence."""
+        places = {self._topics.chunk(manifest.blob, index): index for index in window}
+        found: dict[int, bytes] = {}
+        await session.subscribe(list(places), qos=1)
+        try:
+            async with asyncio.timeout(self._settings.silence_s) as patience:
+                while len(found) < len(window):
+                    topic, data = await self._chunks.get()
+                    index = places.get(topic, -1)
+                    if fits(manifest, index, data):
+                        found[index] = data
+                        later = self._loop.time() + self._settings.silence_s
+                        patience.reschedule(later)
+        except TimeoutError:
+            log.info("silence blob=%s: reading the manifest again", manifest.blob)
+        await session.unsubscribe(list(places))
+        return found
+
+    # -- sending ---------------------------------------------------------------------------
+
+    async def _send(self, session: Session) -> None:
+        """Send what is open, one at a time: new ones at once, sent ones again when due."""
+        due: dict[Seq, float] = {}
+        tries: dict[Seq, int] = {}
+        while True:
+            self._wake_sender.clear()
+            updates = await asyncio.to_thread(self._spool.open_updates)
+            now = monotonic()
+            for update in updates:
+                when = due.setdefault(update.seq, self._first_due(update, now))
+                if when <= now and await asyncio.to_thread(self._spool.mark_sent, update.seq):
+                    await session.publish(self._topics.up(self._device), update.message)
+                    tries[update.seq] = tries.get(update.seq, 0) + 1
+                    due[update.seq] = monotonic() + self._pause(tries[update.seq])
+            nearest = min((due[u.seq] for u in updates), default=now + 3600.0)
+            await self._wait(nearest - monotonic())
+
+    def _first_due(self, update: OpenUpdate, now: float) -> float:
+        """At once; one that was sent before leaves its Receipt a moment to arrive."""
+        return now + self._rng.uniform(0.2, 1.0) if update.sent else now
+
+    def _pause(self, tries: int) -> float:
+        settings = self._settings
+        bound = min(settings.resend_longest_s, settings.resend_s * 2.0 ** min(tries - 1, 32))
+        return bound * self._rng.uniform(0.8, 1.2)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake_sender.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,36 @@
+"""Settings of `fedmq-agent`."""
+
+from typing import Annotated
+
+import msgspec
+
+from mqtt_session.settings import MqttSettings
+from schemas.task import Option
+
+
+class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One device in one task.
+
+    Attributes:
+        device: this device's name; also its MQTT client id.
+        task: the task to take part in.
+        trainer: `module:Class` of the Trainer.
+        options: what the Trainer's constructor is given.
+        state_dir: where the spool lives; must survive a reboot.
+        resend_s: an update without a Receipt is sent again after this, then twice this, ...
+        resend_longest_s: ... up to this.
+        silence_s: a chunk that does not come within this is asked for anew.
+        reconnect_s: longest wait before the next try to connect.
+        seed: of the local training; -1 takes the machine's entropy.
+    """
+
+    device: str
+    task: str
+    trainer: str = ""
+    options: dict[str, Option] = msgspec.field(default_factory=dict)
+    state_dir: str = "fedmq-state"
+    resend_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    resend_longest_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    silence_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    reconnect_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    seed: Annotated[int, msgspec.Meta(ge=-1)] = -1

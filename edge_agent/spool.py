@@ -1,0 +1,202 @@
+"""The device's disk: its outbox, its residual, its model. One SQLite file a task.
+
+`synchronous=FULL`: when a method returns, a power cut does not take it back. An update and the
+residual that it leaves behind are written in one transaction. The boot number is drawn when the
+file is made, so a replaced card is a new boot. Refuses a file of another version.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Final, TypeAlias
+
+from schemas.errors import ConfigError
+from schemas.names import Boot, Epoch, ModelVersion, Seq
+from schemas.window import SPAN
+
+SCHEMA: Final = 1
+
+_TABLES: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE updates (seq INTEGER PRIMARY KEY, sent INTEGER NOT NULL, message BLOB NOT NULL);
+CREATE TABLE chunks (blob TEXT, number INTEGER, data BLOB, PRIMARY KEY (blob, number));
+"""
+
+Base: TypeAlias = tuple[Epoch, ModelVersion]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpdate:
+    """An update that has no Receipt yet."""
+
+    seq: Seq
+    sent: bool
+    message: bytes
+
+
+class Spool:
+    """One task's file. Safe to call from several threads, one at a time."""
+
+    def __init__(self, path: Path, *, new_boot: Callable[[], Boot]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._prepare(path, new_boot)
+        except sqlite3.DatabaseError as exc:
+            self._db.close()
+            remedy = f"{path} is not a spool ({exc}); move it away to begin as a new boot"
+            raise ConfigError("state_dir", remedy) from exc
+        self.boot = Boot(int.from_bytes(self._get("boot") or b"", "big"))
+
+    def _prepare(self, path: Path, new_boot: Callable[[], Boot]) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            boot = new_boot().to_bytes(4, "big")
+            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA};")
+            self._db.execute("INSERT INTO meta VALUES ('boot', ?)", (boot,))
+            self._db.execute("COMMIT")
+        elif version != SCHEMA:
+            remedy = f"{path} was written by another fedmq (schema {version}); update fedmq"
+            raise ConfigError("state_dir", remedy)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    # -- small values --------------------------------------------------------------------
+
+    def _get(self, key: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _set(self, key: str, value: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _number(self, key: str) -> int:
+        return int.from_bytes(self._get(key) or b"", "big")
+
+    def load(self, key: str) -> bytes | None:
+        """Read a named value: `spec`, `manifest`, `params`, `residual`."""
+        with self._lock:
+            return self._get(key)
+
+    def save(self, **values: bytes) -> None:
+        """Write named values in one transaction."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for key, value in values.items():
+                self._set(key, value)
+
+    # -- the outbox ----------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another number may be opened: at most 64, from the oldest open one on."""
+        with self._lock:
+            row = self._db.execute("SELECT min(seq) FROM updates").fetchone()
+            return row[0] is None or self._number("seq") - row[0] + 1 < SPAN
+
+    def put(
+        self,
+        write: Callable[[Seq], bytes],
+        *,
+        base: Base,
+        residual: bytes | None,
+        replaces: Seq | None = None,
+    ) -> Seq:
+        """Add an update and its residual; drop the one it replaces, if that was never sent.
+
+        Args:
+            write: gives the message for the number it gets.
+            base: what it was trained from.
+            residual: what encoding left behind; None leaves the stored one as it is.
+            replaces: an update from the same base that this one contains.
+        """
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            seq = Seq(self._number("seq") + 1)
+            if replaces is not None:
+                query = "DELETE FROM updates WHERE seq = ? AND sent = 0"
+                if self._db.execute(query, (replaces,)).rowcount:
+                    self._set("superseded", (self._number("superseded") + 1).to_bytes(8, "big"))
+            self._db.execute("INSERT INTO updates VALUES (?, 0, ?)", (seq, write(seq)))
+            self._set("seq", seq.to_bytes(8, "big"))
+            self._set("trained", base[0].to_bytes(4, "big") + base[1].to_bytes(4, "big"))
+            if residual is not None:
+                self._set("residual", residual)
+        return seq
+
+    @property
+    def trained(self) -> Base | None:
+        """The base of the newest update."""
+        raw = self.load("trained")
+        if raw is None:
+            return None
+        numbers = int.from_bytes(raw[:4], "big"), int.from_bytes(raw[4:], "big")
+        return Epoch(numbers[0]), ModelVersion(numbers[1])
+
+    @property
+    def created(self) -> int:
+        """Updates ever created in this boot."""
+        with self._lock:
+            return self._number("seq")
+
+    @property
+    def superseded(self) -> int:
+        """Updates that were replaced before they were ever sent."""
+        with self._lock:
+            return self._number("superseded")
+
+    def is_unsent(self, seq: Seq) -> bool:
+        """Whether an update waits and was never given to the network."""
+        with self._lock:
+            query = "SELECT 1 FROM updates WHERE seq = ? AND sent = 0"
+            return self._db.execute(query, (seq,)).fetchone() is not None
+
+    def open_updates(self) -> list[OpenUpdate]:
+        """Updates without a Receipt, oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT seq, sent, message FROM updates ORDER BY seq")
+            return [OpenUpdate(Seq(seq), bool(sent), data) for seq, sent, data in rows]
+
+    def mark_sent(self, seq: Seq) -> bool:
+        """Note that an update is about to be sent; False when it was replaced meanwhile."""
+        with self._lock:
+            query = "UPDATE updates SET sent = 1 WHERE seq = ?"
+            return bool(self._db.execute(query, (seq,)).rowcount)
+
+    def settle(self, is_settled: Callable[[Seq], bool]) -> list[Seq]:
+        """Forget the *sent* updates that a Receipt settles; an unsent one cannot be settled."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            rows = self._db.execute("SELECT seq FROM updates WHERE sent = 1 ORDER BY seq")
+            done = [Seq(seq) for (seq,) in rows.fetchall() if is_settled(Seq(seq))]
+            self._db.executemany("DELETE FROM updates WHERE seq = ?", [(seq,) for seq in done])
+        return done
+
+    # -- a model in pieces ---------------------------------------------------------------
+
+    def add_chunks(self, blob: str, chunks: Iterable[tuple[int, bytes]]) -> None:
+        """Keep chunks of a blob, and drop those of any other."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM chunks WHERE blob != ?", (blob,))
+            rows = [(blob, number, data) for number, data in chunks]
+            self._db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
+
+    def chunks(self, blob: str) -> dict[int, bytes]:
+        """The chunks of a blob that are here."""
+        with self._lock:
+            query = "SELECT number, data FROM chunks WHERE blob = ?"
+            return dict(self._db.execute(query, (blob,)).fetchall())
+
+    def drop_chunks(self) -> None:
+        """Forget all chunks."""
+        with self._lock:
+            self._db.execute("DELETE FROM chunks")

@@ -1,0 +1,48 @@
+"""What a user supplies: a Trainer. Numpy in, numpy out; the data never leaves it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.task import TrainOptions
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of some local training.
+
+    Attributes:
+        tensors: the new parameters, by the names and shapes that came in, any real dtype.
+        num_examples: examples in one local epoch, at least 1.
+        metrics: what is worth telling the server, at most 16 finite floats; not the data.
+    """
+
+    tensors: Mapping[str, NDArray[np.generic]]
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Trains on this device's own data.
+
+    `fedmq-agent --trainer module:Class` calls `Class(**options)` once, with the options of its
+    own configuration, then `train` for every round, in a worker thread.
+    """
+
+    def train(
+        self,
+        tensors: Mapping[str, NDArray[np.float32]],
+        options: TrainOptions,
+        rng: np.random.Generator,
+    ) -> TrainResult:
+        """Train from `tensors` (read-only float32 views) and return the new parameters.
+
+        Args:
+            tensors: the parameters to start from, named and shaped as the task says.
+            options: what the task asks for.
+            rng: the only source of randomness, so that a run can be repeated.
+        """
+        ...

@@ -1,0 +1,44 @@
+"""The `fedmq` command: one door, a room behind each sub-command."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from fedmq.commands import demo, lab_broker, model, services, tail, task
+from schemas.errors import ConfigError, FedmqError
+
+app = typer.Typer(
+    name="fedmq",
+    help="Federated learning over plain MQTT, for fleets that are rarely online.\n\n"
+    "Try it: fedmq demo. In production: a broker (mosquitto, EMQX), Redis or Valkey, "
+    "fedmq bridge, fedmq aggregator, and fedmq-agent on every device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("bridge")(services.bridge)
+app.command("aggregator")(services.aggregator)
+app.command("lab-broker")(lab_broker.lab_broker)
+app.command("tail")(tail.tail)
+app.add_typer(task.app, name="task")
+app.add_typer(model.app, name="model")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command. Exit code 2 for a configuration that cannot work, 130 for Ctrl-C."""
+    try:
+        app(args=arguments)
+    except ConfigError as exc:
+        typer.echo(f"fedmq: {exc}", err=True)
+        sys.exit(2)
+    except (FedmqError, OSError) as exc:
+        typer.echo(f"fedmq: {exc}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What every command that runs needs: settings from all sources, logs, signals, exit codes."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from aggregator.store import connect
+from schemas.errors import ConfigError, FedmqError
+from schemas.settings import load_settings
+
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(envvar="FEDMQ_CONFIG", help="A TOML file; each command reads its own table."),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        "--redis",
+        help="Where the logs are, e.g. redis://127.0.0.1:6379/0. One with a password belongs "
+        "into FEDMQ_REDIS_URL or the file, not onto the command line.",
+    ),
+]
+MqttHost = Annotated[str | None, typer.Option(help="The MQTT broker. [default: 127.0.0.1]")]
+MqttPort = Annotated[int | None, typer.Option(help="Its port. [default: 1883]")]
+MqttUser = Annotated[
+    str | None, typer.Option(help="User name; the password goes into FEDMQ_MQTT_PASSWORD.")
+]
+Prefix = Annotated[str | None, typer.Option(help="First levels of topics. [default: fedmq/v1]")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+
+
+def read_settings(
+    kind: type[_Settings], table: str, config: Path | None, flags: Mapping[str, object]
+) -> _Settings:
+    """Settings from the file, FEDMQ_* and flags. Raises ConfigError."""
+    url = flags.get("redis_url")
+    if isinstance(url, str) and urlsplit(url).password:
+        remedy = "a password on the command line is seen by everyone; use FEDMQ_REDIS_URL"
+        raise ConfigError("redis_url", remedy)
+    try:
+        text = config.read_text() if config else ""
+    except OSError as exc:
+        raise ConfigError("config", f"cannot be read: {exc}") from exc
+    return load_settings(kind, table=table, file_text=text, environ=os.environ, flags=flags)
+
+
+def run(coroutine: Coroutine[Any, Any, None], log_level: str = "info") -> None:
+    """Run until done, SIGTERM or Ctrl-C: both end cleanly."""
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        coroutine.close()
+        raise ConfigError("log_level", f"{log_level!r} must be debug, info, warning or error")
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(_until_told(coroutine))
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(coroutine)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        logging.getLogger("fedmq").info("stopped")
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of the commands that only look into Redis."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+
+
+@asynccontextmanager
+async def redis_at(url: str) -> AsyncIterator[Redis]:
+    """A connection whose failure is one line that names the remedy."""
+    try:
+        async with connect(url) as redis:
+            await redis.ping()
+            yield redis
+    except (RedisError, ValueError) as exc:
+        msg = f"redis at {_without_password(url)} does not answer ({exc}); is it running?"
+        raise FedmqError(msg) from exc
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+
+
+def redis_for(config: Path | None, redis_url: str | None) -> AbstractAsyncContextManager[Redis]:
+    """The Redis that a command's file, environment and flags name."""
+    settings = read_settings(RedisSettings, "redis", config, {"redis_url": redis_url})
+    return redis_at(settings.redis_url)

@@ -1,0 +1,69 @@
+"""`fedmq bridge` and `fedmq aggregator`: the two processes of the server side."""
+
+import random
+
+from aggregator.service import serve as serve_aggregator
+from aggregator.settings import AggregatorSettings
+from broker.bridge import serve as serve_bridge
+from broker.settings import BridgeSettings
+from fedmq.commands.running import (
+    Config,
+    LogLevel,
+    MqttHost,
+    MqttPort,
+    MqttUser,
+    Prefix,
+    RedisUrl,
+    read_settings,
+    run,
+)
+
+
+def bridge(
+    config: Config = None,
+    mqtt_host: MqttHost = None,
+    mqtt_port: MqttPort = None,
+    mqtt_user: MqttUser = None,
+    redis_url: RedisUrl = None,
+    prefix: Prefix = None,
+    client_id: str | None = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Carry updates from MQTT into Redis, and models and receipts back.
+
+    A message is acknowledged to the broker only when Redis has it. The bridge keeps nothing of its
+    own: stop it, kill it, start it again. Its client id must stay the same, because the broker
+    keeps what comes in meanwhile under it. Table [bridge]; FEDMQ_<SETTING> in the environment.
+
+    Example: fedmq bridge --mqtt-host broker.example --redis redis://10.0.0.5:6379/0
+    """
+    flags = {
+        "mqtt_host": mqtt_host,
+        "mqtt_port": mqtt_port,
+        "mqtt_user": mqtt_user,
+        "redis_url": redis_url,
+        "prefix": prefix,
+        "client_id": client_id,
+    }
+    settings = read_settings(BridgeSettings, "bridge", config, flags)
+    run(serve_bridge(settings, rng=random.Random()), log_level)  # noqa: S311 - jitter only
+
+
+def aggregator(
+    config: Config = None,
+    redis_url: RedisUrl = None,
+    tasks: str | None = None,
+    lease_s: float | None = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Fold the logs into models and publish them through the outbox.
+
+    Serves every task, or those of --tasks (comma-separated). Everything it knows is in Redis: stop
+    it, kill it, start it again; it goes on from the last commit and gets the same bits. Redis
+    should run with appendfsync always, or Receipts promise less. Table [aggregator].
+
+    Example: fedmq aggregator --redis redis://10.0.0.5:6379/0
+    """
+    flags = {"redis_url": redis_url, "tasks": tasks, "lease_s": lease_s}
+    settings = read_settings(AggregatorSettings, "aggregator", config, flags)
+    run(serve_aggregator(settings), log_level)

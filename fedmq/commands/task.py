@@ -1,0 +1,124 @@
+"""`fedmq task`: create a task, look at it."""
+
+import asyncio
+import json
+import time
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aggregator.tasks import create_task, epoch_at, task_spec, task_status
+from fedmq.commands.running import Config, RedisUrl, redis_for
+from schemas.errors import ConfigError
+from schemas.initial import initial_params
+from schemas.names import TaskName, task_name
+from schemas.params import Params, ParamSpec, flatten, spec_of
+from schemas.task import TaskFile, read_task_file, spec_to_json
+
+app = typer.Typer(help="Create a task, look at it.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The task's name: a-z, 0-9, _ and -.")]
+
+
+@app.command("create")
+def create(
+    name: Name,
+    spec: Annotated[Path, typer.Option(help="What to train and how: a task.toml.")],
+    init: Annotated[
+        Path | None, typer.Option(help="The initial model: an .npz of named arrays.")
+    ] = None,
+    epoch: Annotated[
+        int | None, typer.Option(help="Only after a loss of Redis within four hours: a higher one.")
+    ] = None,
+    config: Config = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Create a task: its specification and initial model become the first entries of its log.
+
+    Without --init the file names the tensors ([[params.tensors]] with name and shape) and the
+    initial model is drawn as its table [init] says.
+
+    Example: fedmq task create pumps --spec task.toml --init model.npz
+    """
+    task = task_name(name)
+    file = _read_spec(spec)
+    param_spec, params = _initial(file, init)
+    complete = file.spec(param_spec)
+    number = epoch_at(time.time()) if epoch is None else epoch
+
+    async def act() -> None:
+        async with redis_for(config, redis_url) as redis:
+            await create_task(redis, task, complete, params, epoch=number)
+
+    asyncio.run(act())
+    typer.echo(f"created task {task}: {param_spec.size:,} parameters, epoch {number}")
+
+
+@app.command("show")
+def show(
+    name: Name,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: Config = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Show where a task stands: version, updates folded and refused, what waits in the log."""
+    task = task_name(name)
+    status, spec = asyncio.run(_status(task, config, redis_url))
+    if as_json:
+        typer.echo(json.dumps(status | {"spec": spec}))
+        return
+    table = Table(title=f"task {task}", show_header=False)
+    for key, value in status.items():
+        if key != "task":
+            table.add_row(key.replace("_", " "), _plain(value))
+    Console().print(table)
+
+
+async def _status(
+    task: TaskName, config: Path | None, redis_url: str | None
+) -> tuple[dict[str, object], object]:
+    async with redis_for(config, redis_url) as redis:
+        status = await task_status(redis, task)
+        if status is None:
+            raise ConfigError("task", f"{task!r} does not exist; create it first")
+        spec = await task_spec(redis, task)
+    return status, None if spec is None else json.loads(spec_to_json(spec))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _read_spec(path: Path) -> TaskFile:
+    try:
+        return read_task_file(path.read_text())
+    except OSError as exc:
+        raise ConfigError("spec", f"cannot be read: {exc}") from exc
+
+
+def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:
+    if init is not None:
+        tensors = _read_npz(init)
+        spec = spec_of(tensors)
+        if file.params is not None and file.params != spec:
+            raise ConfigError("params", f"differs from the tensors of {init}; drop one of them")
+        return spec, flatten(spec, tensors)
+    if file.params is None:
+        raise ConfigError("params", "is missing: name the tensors or give --init model.npz")
+    # the shell makes the generator that the core is given
+    rng = np.random.default_rng(file.init.seed)  # noqa: TID251
+    return file.params, initial_params(file.params, file.init, rng)
+
+
+def _read_npz(path: Path) -> dict[str, Params]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name], dtype=np.float32) for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+        raise ConfigError("init", f"{path} is not an .npz of plain arrays: {exc}") from exc

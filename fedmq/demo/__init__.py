@@ -1,0 +1,1 @@
+"""The demo: real digits on a fleet of devices that each know only some of them."""

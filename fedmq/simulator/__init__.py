@@ -1,0 +1,1 @@
+"""The weather: link models and flaky-network proxies."""

@@ -1,0 +1,173 @@
+"""One MQTT connection at a time, and how to come back to it.
+
+A session is one connection: a new client object each, because a client that is used again may
+acknowledge other messages than it received. MQTT 3.1.1. Messages are handed over in batches, as
+many as have come; with `manual_ack` the broker is told only when the caller says so.
+
+Refuses to queue: `publish` returns when the broker has the message (PUBACK), so that what must
+survive stays in the caller's own durable place until then.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import aiomqtt
+
+from mqtt_session.backoff import Backoff
+from mqtt_session.settings import MqttSettings
+
+log = logging.getLogger("fedmq.mqtt")
+_paho_log = logging.getLogger("fedmq.mqtt.paho")
+_paho_log.setLevel(logging.CRITICAL)  # a lost link is everyday life here, and is told once, above
+
+LinkError = aiomqtt.MqttError
+"""The connection is gone, or could not be made, or the broker did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A message from the broker."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    mid: int
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker says for us when we vanish: retained, QoS 1."""
+
+    topic: str
+    payload: bytes
+
+
+class _BatchingClient(aiomqtt.Client):
+    """An aiomqtt client whose messages go into a deque: one wake-up for many messages."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inbox: deque[Inbound] = deque()
+        self.filled = asyncio.Event()
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:  # noqa: ARG002
+        inbound = Inbound(message.topic, message.payload, message.retain, message.mid, message.qos)
+        self.inbox.append(inbound)
+        self.filled.set()
+
+    @property
+    def gone(self) -> "asyncio.Future[None]":
+        """Done when the connection is."""
+        return self._disconnected
+
+
+class Session:
+    """One live connection."""
+
+    def __init__(self, client: _BatchingClient) -> None:
+        self._client = client
+
+    async def subscribe(self, filters: Iterable[str], *, qos: int) -> None:
+        """Subscribe to topic filters in one packet (at most 8, for AWS IoT Core's sake)."""
+        pairs: Any = [(topic, qos) for topic in filters]
+        await self._client.subscribe(pairs)
+
+    async def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Unsubscribe in one packet."""
+        await self._client.unsubscribe(list(filters))
+
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
+    ) -> None:
+        """Publish and, at QoS 1, wait for the PUBACK. Raises LinkError."""
+        await self._client.publish(topic, payload, qos=qos, retain=retain)
+
+    async def receive(self) -> list[Inbound]:
+        """Wait for messages and take all that have come. Raises LinkError when the link ends."""
+        client = self._client
+        while not client.inbox:
+            await _filled_or_gone(client)
+        batch = list(client.inbox)
+        client.inbox.clear()
+        client.filled.clear()
+        return batch
+
+    def acknowledge(self, batch: Iterable[Inbound]) -> None:
+        """Tell the broker, in the order given, that these messages are safe."""
+        paho = self._client._client  # noqa: SLF001 - aiomqtt 2 has no door of its own for this
+        for message in batch:
+            paho.ack(message.mid, message.qos)
+
+
+async def _filled_or_gone(client: _BatchingClient) -> None:
+    if client.gone.done():
+        client.gone.result()
+        msg = "the connection is closed"
+        raise LinkError(msg)
+    waiter = asyncio.ensure_future(client.filled.wait())
+    try:
+        await asyncio.wait((waiter, client.gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+
+
+@asynccontextmanager
+async def connect(
+    settings: MqttSettings,
+    *,
+    client_id: str,
+    clean: bool,
+    will: Will | None = None,
+    manual_ack: bool = False,
+) -> AsyncIterator[Session]:
+    """Open one connection. Raises LinkError."""
+    client = _BatchingClient(
+        settings.mqtt_host,
+        settings.mqtt_port,
+        identifier=client_id,
+        clean_session=clean,
+        username=settings.mqtt_user or None,
+        password=settings.mqtt_password or None,
+        keepalive=settings.mqtt_keepalive_s,
+        timeout=settings.mqtt_connect_timeout_s,
+        will=None if will is None else aiomqtt.Will(will.topic, will.payload, 1, retain=True),
+        logger=_paho_log,
+    )
+    client.pending_calls_threshold = 256
+    paho = client._client  # noqa: SLF001 - neither setting has a door in aiomqtt 2
+    paho.manual_ack_set(manual_ack)
+    paho.connect_timeout = settings.mqtt_connect_timeout_s
+    async with client:
+        yield Session(client)
+
+
+async def keep_connected(
+    door: Callable[[], AbstractAsyncContextManager[Session]],
+    use: Callable[[Session], Awaitable[None]],
+    *,
+    rng: random.Random,
+    backoff: Backoff,
+) -> None:
+    """Connect, use the session until its link ends, wait, and begin again, until cancelled.
+
+    `use` may end a session by raising LinkError, by returning, or by an ExceptionGroup that
+    holds nothing but LinkErrors (a TaskGroup's way).
+    """
+    failures = 0
+    while True:
+        began = monotonic()
+        try:
+            async with door() as session:
+                await use(session)
+        except* LinkError as group:
+            log.info("link_ended error=%s", group.exceptions[0])
+        failures = 1 if monotonic() - began > backoff.longest_s else failures + 1
+        await asyncio.sleep(backoff.delay_s(failures, rng))
