@@ -53,7 +53,9 @@ return 0
 
 def connect(url: str) -> Redis:
     """A client that raises at the first broken connection instead of trying again by itself."""
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30)
+    return Redis.from_url(
+        url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30
+    )
 
 
 def as_bytes(value: object) -> bytes:

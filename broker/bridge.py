@@ -54,10 +54,10 @@ async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
 async def _carry(session: Session, redis: Redis, settings: BridgeSettings, token: str) -> None:
     queue = Queue(redis, token)
     await queue.tasks()  # no Redis, no uplink: fail before the first message is taken
-    await session.subscribe([uplink_filter(settings.prefix)], qos=1)
-    log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
     async with asyncio.TaskGroup() as group:
         group.create_task(_uplink(session, queue, settings), name="fedmq.bridge.uplink")
+        await session.subscribe([uplink_filter(settings.prefix)], qos=1)
+        log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
         group.create_task(_downlinks(session, queue, settings), name="fedmq.bridge.downlink")
 
 

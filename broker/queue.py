@@ -114,7 +114,9 @@ class Queue:
 
 def connect(url: str) -> Redis:
     """A client that raises at the first broken connection instead of trying again by itself."""
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30)
+    return Redis.from_url(
+        url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30
+    )
 
 
 def _text(value: object) -> str:

@@ -22,8 +22,8 @@ from schemas.names import DeviceId, Seq
 from schemas.outcomes import FOLDED, outcome_name
 from schemas.task import spec_from_json
 from schemas.topics import TaskTopics
-from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 from schemas.window import is_settled
+from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
 
@@ -69,18 +69,21 @@ class Link:
 
     async def use(self, session: Session) -> None:
         """Live on one connection until it ends."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(session))  # first: it notices when the link ends
+                await self._arrive(session)
+                group.create_task(self._fetch(session))
+                group.create_task(self._send(session))
+        finally:
+            self.online = False
+
+    async def _arrive(self, session: Session) -> None:
         topics = self._topics
         await session.subscribe([topics.spec, topics.model, topics.receipt(self._device)], qos=1)
         birth = msgspec.json.encode({"online": True, "boot": self._spool.boot})
         await session.publish(topics.state(self._device), birth, retain=True)
         self.online = True
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._listen(session))
-                group.create_task(self._fetch(session))
-                group.create_task(self._send(session))
-        finally:
-            self.online = False
 
     # -- listening -------------------------------------------------------------------------
 

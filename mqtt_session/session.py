@@ -63,6 +63,16 @@ class _BatchingClient(aiomqtt.Client):
         self.inbox.append(inbound)
         self.filled.set()
 
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        """Notice a link that ends before CONNACK, too, instead of waiting for the timeout."""
+        if not self._connected.done():
+            self._connected.set_exception(LinkError("the link ended before CONNACK"))
+            return
+        if not self._connected.cancelled():
+            super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
     @property
     def gone(self) -> "asyncio.Future[None]":
         """Done when the connection is."""
@@ -145,8 +155,12 @@ async def connect(
     paho = client._client  # noqa: SLF001 - neither setting has a door in aiomqtt 2
     paho.manual_ack_set(manual_ack)
     paho.connect_timeout = settings.mqtt_connect_timeout_s
-    async with client:
-        yield Session(client)
+    try:
+        async with client:
+            yield Session(client)
+    finally:
+        if client.gone.done() and not client.gone.cancelled():
+            client.gone.exception()  # seen: asyncio need not complain that nobody looked
 
 
 async def keep_connected(

@@ -60,7 +60,7 @@ async def fleet(
                 mqtt_keepalive_s=10,
                 mqtt_connect_timeout_s=5.0,
                 state_dir=str(folder / "devices"),
-                resend_s=1.0,
+                resend_s=0.4,
                 resend_longest_s=8.0,
                 silence_s=3.0,
                 reconnect_s=1.0,
