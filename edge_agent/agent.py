@@ -23,7 +23,6 @@ from edge_agent.trainer import Trainer, TrainResult
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Session, Will, connect, keep_connected
 from schemas.codecs import codec_by_name
-from schemas.delta import peak
 from schemas.errors import ConfigError
 from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, DeviceId, Seq, TaskName, device_id, task_name
@@ -224,12 +223,11 @@ class Agent:
         result = self._trainer.train(tensors, spec.train, rng)
         params = flatten(spec.params, result.tensors)
         delta = params - model.params
-        if not peak(delta) < np.inf:
-            msg = "the trainer returned NaN or infinity; lower train.learning_rate"
-            raise ValueError(msg)
         seq = self._spool_update(
             model, spec, result, delta=delta, before=before, replaces=state.seq, rng=rng
         )
+        if seq is None:  # the round before was sent while this one ran: it stays alone
+            return state
         self._on_created(self._spool.boot, seq)
         return Round(params, state.number + 1, seq)
 
@@ -243,7 +241,7 @@ class Agent:
         before: Params | None,
         replaces: Seq | None,
         rng: np.random.Generator,
-    ) -> Seq:
+    ) -> Seq | None:
         codec = codec_by_name(spec.codec.name)
         sent = compress(delta, before, codec, spec.codec, rng)
 
@@ -265,5 +263,6 @@ class Agent:
 
         left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
         seq = self._spool.put(write, base=model.base, residual=left, replaces=replaces)
-        self._residual = sent.residual
+        if seq is not None:
+            self._residual = sent.residual
         return seq

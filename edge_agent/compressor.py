@@ -8,11 +8,12 @@ The residual is never decayed. Codecs that need none are given none and leave no
 """
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
 from schemas.codecs import Codec, CodecOptions
-from schemas.delta import add_scaled
+from schemas.delta import add_scaled, peak
 from schemas.params import Params
 
 
@@ -31,10 +32,19 @@ def compress(
     options: CodecOptions,
     rng: np.random.Generator,
 ) -> Compressed:
-    """Encode a delta, float32 of shape (size,). A residual of another size counts as none."""
+    """Encode a delta, float32 of shape (size,). A residual of another size counts as none.
+
+    Raises:
+        ValueError: NaN or infinity in delta or in delta plus residual.
+    """
+    if not codec.error_feedback or (residual is not None and residual.size != delta.size):
+        residual = None
+    vector = delta if residual is None else delta + residual
+    if not isfinite(peak(vector)):
+        msg = "NaN or infinity after training; lower train.learning_rate"
+        raise ValueError(msg)
     if not codec.error_feedback:
-        return Compressed(codec.encode(delta, options, rng), None)
-    vector = delta if residual is None or residual.size != delta.size else delta + residual
+        return Compressed(codec.encode(vector, options, rng), None)
     payload = codec.encode(vector, options, rng)
     left = vector.copy()
     add_scaled(left, codec.decode(memoryview(payload), vector.size), -1.0)

@@ -109,8 +109,11 @@ class Spool:
         base: Base,
         residual: bytes | None,
         replaces: Seq | None = None,
-    ) -> Seq:
-        """Add an update and its residual; drop the one it replaces, if that was never sent.
+    ) -> Seq | None:
+        """Add an update and its residual, in the place of the one that it contains.
+
+        Returns its number, or None when the one to replace has been sent meanwhile: both would be
+        folded, so nothing is written.
 
         Args:
             write: gives the message for the number it gets.
@@ -123,8 +126,9 @@ class Spool:
             seq = Seq(self._number("seq") + 1)
             if replaces is not None:
                 query = "DELETE FROM updates WHERE seq = ? AND sent = 0"
-                if self._db.execute(query, (replaces,)).rowcount:
-                    self._set("superseded", (self._number("superseded") + 1).to_bytes(8, "big"))
+                if not self._db.execute(query, (replaces,)).rowcount:
+                    return None
+                self._set("superseded", (self._number("superseded") + 1).to_bytes(8, "big"))
             self._db.execute("INSERT INTO updates VALUES (?, 0, ?)", (seq, write(seq)))
             self._set("seq", seq.to_bytes(8, "big"))
             self._set("trained", base[0].to_bytes(4, "big") + base[1].to_bytes(4, "big"))

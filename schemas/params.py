@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import ConfigError
+
 Params: TypeAlias = NDArray[np.float32]
 """One flat vector of float32, C-contiguous, shape (size,)."""
 
@@ -19,7 +21,10 @@ MAX_PARAMS: Final = 1 << 28
 """256 Mi parameters, 1 GiB of float32: the bound of what is ever allocated for one vector."""
 
 Dim = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMS)]
-TensorName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+TensorName = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=128, pattern=r"\A[^\x00-\x1f]+\Z")
+]
+"""No control characters: the digest is written over lines."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,8 +72,12 @@ class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def spec_of(tensors: Mapping[str, NDArray[np.generic]]) -> ParamSpec:
-    """Describe named arrays, in the mapping's order."""
-    return ParamSpec(tuple(TensorSpec(name, a.shape) for name, a in tensors.items()))
+    """Describe named arrays, in the mapping's order. Raises ConfigError."""
+    specs = [{"name": name, "shape": array.shape} for name, array in tensors.items()]
+    try:
+        return msgspec.convert({"tensors": specs}, ParamSpec)
+    except msgspec.ValidationError as exc:
+        raise ConfigError("params", f"{exc}") from exc
 
 
 def flatten(spec: ParamSpec, tensors: Mapping[str, NDArray[np.generic]]) -> Params:

@@ -38,7 +38,7 @@ _Metrics = Annotated[
 class _UpdateArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     wire: int
     epoch: _U16
-    boot: _U32
+    boot: _POSITIVE
     seq: _POSITIVE
     base_version: _U32
     base_digest: _U32
