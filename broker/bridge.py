@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 
@@ -22,6 +23,7 @@ from broker.settings import BridgeSettings
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError, Session, keep_connected
 from mqtt_session.session import connect as connect_mqtt
+from mqtt_session.together import end, together
 from schemas.messages import Receipt
 from schemas.names import Boot, Epoch, ModelVersion, TaskName
 from schemas.outcomes import Reason
@@ -43,10 +45,10 @@ async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
         try:
             async with connect(settings.redis_url) as redis:
                 await _carry(session, redis, settings, token)
-        except* (RedisError, OSError) as group:
-            log.warning("redis_lost error=%s: connecting again", group.exceptions[0])
+        except (RedisError, OSError) as exc:
+            log.warning("redis_lost error=%s: connecting again", exc)
             msg = "Redis is not there"
-            raise LinkError(msg) from group
+            raise LinkError(msg) from exc
 
     await keep_connected(door, use, rng=rng, backoff=Backoff(0.2, 5.0))
 
@@ -54,11 +56,14 @@ async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
 async def _carry(session: Session, redis: Redis, settings: BridgeSettings, token: str) -> None:
     queue = Queue(redis, token)
     await queue.tasks()  # no Redis, no uplink: fail before the first message is taken
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_uplink(session, queue, settings), name="fedmq.bridge.uplink")
-        await session.subscribe([uplink_filter(settings.prefix)], qos=1)
-        log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
-        group.create_task(_downlinks(session, queue, settings), name="fedmq.bridge.downlink")
+    await together(_uplink(session, queue, settings), _begin(session, queue, settings))
+
+
+async def _begin(session: Session, queue: Queue, settings: BridgeSettings) -> None:
+    """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
+    await session.subscribe([uplink_filter(settings.prefix)], qos=1)
+    log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
+    await _downlinks(session, queue, settings)
 
 
 async def _uplink(session: Session, queue: Queue, settings: BridgeSettings) -> None:
@@ -99,14 +104,23 @@ async def _refuse(
 
 async def _downlinks(session: Session, queue: Queue, settings: BridgeSettings) -> None:
     """Carry every task's outbox, and those of tasks that are created meanwhile."""
-    running: set[TaskName] = set()
-    async with asyncio.TaskGroup() as group:
+    running: dict[TaskName, asyncio.Task[None]] = {}
+    try:
         while True:
             for task in await queue.tasks():
                 if task not in running:
-                    running.add(task)
-                    group.create_task(
-                        carry_downlink(session, queue, task, settings),
-                        name=f"fedmq.bridge.downlink[{task}]",
-                    )
-            await asyncio.sleep(1.0)
+                    carrying = carry_downlink(session, queue, task, settings)
+                    running[task] = asyncio.create_task(carrying, name=f"fedmq.bridge[{task}]")
+            await _first_failure(running.values(), timeout_s=1.0)
+    finally:
+        await end(running.values())
+
+
+async def _first_failure(tasks: Collection[asyncio.Task[None]], *, timeout_s: float) -> None:
+    """Wait a while, and pass on the failure of the first task that ends."""
+    if not tasks:
+        await asyncio.sleep(timeout_s)
+        return
+    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()

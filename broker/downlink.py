@@ -114,6 +114,6 @@ async def _publish_windows(session: Session, messages: Sequence[tuple[str, bytes
     """Publish retained messages, a window of PUBACKs at a time."""
     for start in range(0, len(messages), WINDOW):
         window = messages[start : start + WINDOW]
-        async with asyncio.TaskGroup() as group:
-            for topic, payload in window:
-                group.create_task(session.publish(topic, payload, retain=True))
+        await asyncio.gather(
+            *(session.publish(topic, payload, retain=True) for topic, payload in window)
+        )

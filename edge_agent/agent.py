@@ -22,6 +22,7 @@ from edge_agent.spool import Base, Spool
 from edge_agent.trainer import Trainer, TrainResult
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Session, Will, connect, keep_connected
+from mqtt_session.together import together
 from schemas.codecs import codec_by_name
 from schemas.errors import ConfigError
 from schemas.messages import Manifest, ModelUpdate
@@ -111,10 +112,7 @@ class Agent:
         await self._reload()
         raw = self._spool.load("residual")
         self._residual = None if raw is None else np.frombuffer(raw, dtype="<f4")
-        async with asyncio.TaskGroup() as group:
-            who = f"fedmq.agent[{self._device}]"
-            group.create_task(self._keep_linked(), name=f"{who}.link")
-            group.create_task(self._keep_training(), name=f"{who}.training")
+        await together(self._keep_linked(), self._keep_training())
 
     def drain(self) -> None:
         """Begin no further round; what is open is still sent until it is settled."""
@@ -185,6 +183,7 @@ class Agent:
                 await self._wait_for_news()
             else:
                 await self._train_on(model, spec)
+        await asyncio.Event().wait()  # the link lives on, for what is still open
 
     async def _wait_for_news(self) -> None:
         await self._news.wait()

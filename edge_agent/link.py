@@ -16,6 +16,7 @@ from edge_agent.download import assemble, fits, next_window
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import OpenUpdate, Spool
 from mqtt_session.session import Inbound, Session
+from mqtt_session.together import together
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq
@@ -70,20 +71,18 @@ class Link:
     async def use(self, session: Session) -> None:
         """Live on one connection until it ends."""
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._listen(session))  # first: it notices when the link ends
-                await self._arrive(session)
-                group.create_task(self._fetch(session))
-                group.create_task(self._send(session))
+            await together(self._listen(session), self._act(session))
         finally:
             self.online = False
 
-    async def _arrive(self, session: Session) -> None:
+    async def _act(self, session: Session) -> None:
+        """Say hello, then fetch and send; the listener beside it notices when the link ends."""
         topics = self._topics
         await session.subscribe([topics.spec, topics.model, topics.receipt(self._device)], qos=1)
         birth = msgspec.json.encode({"online": True, "boot": self._spool.boot})
         await session.publish(topics.state(self._device), birth, retain=True)
         self.online = True
+        await together(self._fetch(session), self._send(session))
 
     # -- listening -------------------------------------------------------------------------
 

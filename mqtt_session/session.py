@@ -22,6 +22,7 @@ import aiomqtt
 
 from mqtt_session.backoff import Backoff
 from mqtt_session.settings import MqttSettings
+from mqtt_session.together import together
 
 log = logging.getLogger("fedmq.mqtt")
 _paho_log = logging.getLogger("fedmq.mqtt.paho")
@@ -172,16 +173,22 @@ async def keep_connected(
 ) -> None:
     """Connect, use the session until its link ends, wait, and begin again, until cancelled.
 
-    `use` may end a session by raising LinkError, by returning, or by an ExceptionGroup that
-    holds nothing but LinkErrors (a TaskGroup's way).
+    `use` ends a session by raising LinkError or by returning.
     """
     failures = 0
     while True:
         began = monotonic()
         try:
-            async with door() as session:
-                await use(session)
-        except* LinkError as group:
-            log.info("link_ended error=%s", group.exceptions[0])
+            await together(_once(door, use))
+        except LinkError as exc:
+            log.info("link_ended error=%s", exc)
         failures = 1 if monotonic() - began > backoff.longest_s else failures + 1
         await asyncio.sleep(backoff.delay_s(failures, rng))
+
+
+async def _once(
+    door: Callable[[], AbstractAsyncContextManager[Session]],
+    use: Callable[[Session], Awaitable[None]],
+) -> None:
+    async with door() as session:
+        await use(session)

@@ -32,7 +32,7 @@ from schemas.params import ParamSpec, TensorSpec, unflatten
 from schemas.task import InitOptions, StrategyOptions, TaskSpec, TrainOptions, checked_spec
 
 TASK: Final = TaskName("digits")
-HIDDEN: Final = 32
+HIDDEN: Final = 64
 DRAIN_S: Final = 20.0
 
 
@@ -71,14 +71,14 @@ Watch = Callable[[Progress], None]
 
 
 def demo_spec() -> TaskSpec:
-    """The task: a small MLP, FedBuff with K = 5, top-10 % with int8 values and error feedback."""
+    """The task: a small MLP, FedBuff with K = 6, top-10 % with int8 values and error feedback."""
     shapes = mlp_shapes(FEATURES, (HIDDEN,), CLASSES)
     params = ParamSpec(tuple(TensorSpec(name, shape) for name, shape in shapes.items()))
     return checked_spec(
         TaskSpec(
             params=params,
-            strategy=StrategyOptions(buffer_size=5, flush_after_s=5.0),
-            train=TrainOptions(epochs=3, batch_size=16, learning_rate=0.2),
+            strategy=StrategyOptions(buffer_size=6, server_lr=1.5, flush_after_s=5.0),
+            train=TrainOptions(epochs=10, batch_size=8, learning_rate=0.3),
             codec=CodecOptions(density=0.1),
         )
     )

@@ -11,7 +11,7 @@ SPEC = ParamSpec(tuple(TensorSpec(name, shape) for name, shape in mlp_shapes(64,
 
 
 def generator(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)  # noqa: TID251 - a test is a shell: it makes its generator
+    return np.random.default_rng(seed)
 
 
 def test_shapes_chain_from_features_through_hidden_layers_to_classes() -> None:

@@ -229,7 +229,7 @@ RANGES = {
     "update": (
         decode_update,
         FULL_UPDATE,
-        {1: U16, 2: U32, 3: ONE_UP, 4: U32, 5: U32, 6: U16, 7: CODEC, 8: ONE_UP, 9: ONE_UP},
+        {1: U16, 2: ONE_UP, 3: ONE_UP, 4: U32, 5: U32, 6: U16, 7: CODEC, 8: ONE_UP, 9: ONE_UP},
     ),
     "manifest": (
         decode_manifest,

@@ -1,0 +1,35 @@
+"""Tasks that live and die together, and whose cancellation is never lost.
+
+A library may swallow a cancellation that meets the answer it waited for (asyncio.wait_for does so
+in Python 3.11), and a TaskGroup cancels only once: then one child lives on and everything waits
+for it. Here the cancellation is repeated until it is obeyed.
+"""
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any, Final
+
+AGAIN_S: Final = 0.5
+"""How long a cancelled task has to end before it is cancelled again."""
+
+
+async def together(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run until the first ends or fails, cancel the others, and pass its failure on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks)
+    for task in done:
+        task.result()
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until all have ended; their failures count as seen."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
