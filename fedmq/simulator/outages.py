@@ -29,11 +29,11 @@ class Weather:
         mute_share: the share of windows that end so.
     """
 
-    online_s: float = 4.0
+    online_s: float = 2.5
     offline_s: float = 4.0
-    delay_s: float = 0.1
-    mute_s: float = 0.4
-    mute_share: float = 0.5
+    delay_s: float = 0.15
+    mute_s: float = 0.8
+    mute_share: float = 0.6
 
 
 @dataclass(frozen=True, slots=True)
