@@ -35,7 +35,11 @@ def demo(
     plan = Plan(devices, 0.85, 60.0, seed) if quick else Plan(devices=devices, seed=seed)
     folder = output / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     logging.getLogger("fedmq").setLevel(logging.ERROR)  # bad links are what the demo is about
-    summary = asyncio.run(_watched(plan, folder))
+    try:
+        summary = asyncio.run(_watched(plan, folder))
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what there is lies in {folder}/", err=True)
+        sys.exit(130)
     if as_json:
         typer.echo(json.dumps(summary.as_dict()))
     else:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fedmq.simulator.outages import Ending, Weather, Window, windows
+from mqtt_session.together import end, together
 
 
 @dataclass(slots=True)
@@ -76,14 +77,14 @@ class FlakyLink:
             return
         pair = (writer, up_writer)
         self._pairs.add(pair)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, up_writer, up=True))
-                group.create_task(self._pump(up_reader, writer, up=False))
-        finally:
-            self._pairs.discard(pair)
-            for each in pair:
-                each.transport.abort()
+        # asyncio's streams ask a handler for its exception, and may not ask a cancelled one
+        with suppress(asyncio.CancelledError):
+            await together(
+                self._pump(reader, up_writer, up=True), self._pump(up_reader, writer, up=False)
+            )
+        self._pairs.discard(pair)
+        for each in pair:
+            each.transport.abort()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool
@@ -118,6 +119,6 @@ async def flaky_link(
     try:
         yield link
     finally:
-        task.cancel()
         server.close()
         link._cut()  # noqa: SLF001 - the same file's own
+        await end([task])
