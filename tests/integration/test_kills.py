@@ -60,8 +60,9 @@ def check_ledgers(fleet: Stack, *, device_kills: int = 0) -> None:
     no update was created yet.
     """
     fleet.quiesce()
-    everything = lambda: sum(device.open for device in fleet.devices) == 0  # noqa: E731
-    eventually(everything, "every update has its Receipt")
+    eventually(
+        lambda: sum(device.open for device in fleet.devices) == 0, "every update has its Receipt"
+    )
     expected = np.zeros(DEVICES * ROUNDS)
     for device in fleet.devices:
         expected[device.trained] = 1
