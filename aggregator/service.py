@@ -27,6 +27,10 @@ BATCH_BYTES: Final = 32 << 20
 """Bounds of what is read from the log at once."""
 
 
+TROUBLE_S: Final = 5.0
+"""How long a task rests whose log or checkpoint cannot be read."""
+
+
 class StaleMemoryError(Exception):
     """A commit was refused: somebody else holds the task, or Redis is another one."""
 
@@ -36,14 +40,19 @@ async def serve(settings: AggregatorSettings) -> None:
     token = secrets.token_hex(16)
     named = settings.task_names
     running: dict[str, asyncio.Task[None]] = {}
-    async with asyncio.TaskGroup() as group:
+    try:
         while True:
             for task in named or await _known_tasks(settings):
                 if task not in running:
                     name = f"fedmq.aggregator[{task}]"
-                    session = _keep_serving(TaskName(task), settings, token)
-                    running[task] = group.create_task(session, name=name)
+                    serving = _keep_serving(TaskName(task), settings, token)
+                    running[task] = asyncio.create_task(serving, name=name)
             await asyncio.sleep(1.0)
+    finally:  # a library may swallow one cancellation: repeat it until it is obeyed
+        while pending := [session for session in running.values() if not session.done()]:
+            for session in pending:
+                session.cancel()
+            await asyncio.wait(pending, timeout=0.5)
 
 
 async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:
@@ -65,6 +74,9 @@ async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str
             log.warning("commit_refused task=%s: loading again", task)
         except (RedisError, OSError) as exc:
             log.warning("session_ended task=%s error=%s: trying again", task, exc)
+        except Exception:  # one task's trouble must not stop the others
+            log.exception("task_failed task=%s: trying again in %.0f s", task, TROUBLE_S)
+            await asyncio.sleep(TROUBLE_S)
         await asyncio.sleep(0.3)
 
 

@@ -73,10 +73,6 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
     if arguments.option:
         flags["options"] = dict(_option(text) for text in arguments.option)
     text = Path(arguments.config).read_text() if arguments.config else ""
-    for needed in ("task", "device", "trainer"):
-        known = flags[needed] or os.environ.get(f"FEDMQ_{needed.upper()}")
-        if not known and f"{needed} =" not in text and f"{needed}=" not in text:
-            raise ConfigError(needed, f"is missing: say --{needed}")
     return load_settings(
         AgentSettings, table="agent", file_text=text, environ=os.environ, flags=flags
     )

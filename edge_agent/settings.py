@@ -26,7 +26,7 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
 
     device: str
     task: str
-    trainer: str = ""
+    trainer: str
     options: dict[str, Option] = msgspec.field(default_factory=dict)
     state_dir: str = "fedmq-state"
     resend_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0

@@ -3,6 +3,7 @@
 Written by people as TOML, so every refusal names the field and the remedy (ConfigError).
 """
 
+import re
 import tomllib
 from math import isfinite
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
@@ -19,6 +20,8 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Option: TypeAlias = str | int | float | bool
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+_MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 
 SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""
@@ -157,7 +160,12 @@ def convert(tables: object, kind: type[_Struct], *, strict: bool = True) -> _Str
         return msgspec.convert(tables, kind, strict=strict)
     except msgspec.ValidationError as exc:
         what, _, where = str(exc).partition(" - at `$")
-        field = where.rstrip("`").lstrip(".") or "the file"
+        field = where.rstrip("`").lstrip(".")
+        missing = _MISSING.fullmatch(what)
+        if missing:
+            name = ".".join(filter(None, (field, missing[1])))
+            raise ConfigError(name, "is missing; it has no default") from exc
+        field = field or "the file"
         raise ConfigError(field, what[0].lower() + what[1:]) from exc
 
 

@@ -56,6 +56,7 @@ async def fleet(
             settings = AgentSettings(
                 device=f"device-{number:02}",
                 task=task,
+                trainer="edge_agent.trainers:MlpTrainer",
                 mqtt_port=link.port,
                 mqtt_keepalive_s=10,
                 mqtt_connect_timeout_s=5.0,
