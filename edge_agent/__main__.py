@@ -116,7 +116,7 @@ def spool_path(settings: AgentSettings) -> Path:
 def entropy_of(seed: int) -> Entropy:
     """Generators for rounds of training: repeatable with a seed, the machine's own without."""
 
-    def generator(number: int) -> np.random.Generator:
+    def generator(number: int) -> "np.random.Generator":
         # the shell makes the generators that the core is given
         return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
 

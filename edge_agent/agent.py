@@ -37,7 +37,7 @@ log = logging.getLogger("fedmq.agent")
 OnCreated: TypeAlias = Callable[[Boot, Seq], None]
 """Told of every update that was created, after it is safe on the disk."""
 
-Entropy: TypeAlias = Callable[[int], np.random.Generator]
+Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
 RETRY_S = 30.0
@@ -239,7 +239,7 @@ class Agent:
         delta: Params,
         before: Params | None,
         replaces: Seq | None,
-        rng: np.random.Generator,
+        rng: "np.random.Generator",
     ) -> Seq | None:
         codec = codec_by_name(spec.codec.name)
         sent = compress(delta, before, codec, spec.codec, rng)

@@ -30,7 +30,7 @@ def compress(
     residual: Params | None,
     codec: Codec,
     options: CodecOptions,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
 ) -> Compressed:
     """Encode a delta, float32 of shape (size,). A residual of another size counts as none.
 

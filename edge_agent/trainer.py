@@ -36,7 +36,7 @@ class Trainer(Protocol):
         self,
         tensors: Mapping[str, NDArray[np.float32]],
         options: TrainOptions,
-        rng: np.random.Generator,
+        rng: "np.random.Generator",
     ) -> TrainResult:
         """Train from `tensors` (read-only float32 views) and return the new parameters.
 

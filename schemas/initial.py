@@ -15,7 +15,7 @@ from schemas.params import Params, ParamSpec, unflatten
 from schemas.task import InitOptions
 
 
-def initial_params(spec: ParamSpec, options: InitOptions, rng: np.random.Generator) -> Params:
+def initial_params(spec: ParamSpec, options: InitOptions, rng: "np.random.Generator") -> Params:
     """The model a task starts from: float32, shape (spec.size,). `rng` is seeded by the caller."""
     match options.kind:
         case "glorot":
@@ -24,7 +24,7 @@ def initial_params(spec: ParamSpec, options: InitOptions, rng: np.random.Generat
             return np.zeros(spec.size, dtype=np.float32)
 
 
-def glorot(spec: ParamSpec, rng: np.random.Generator) -> Params:
+def glorot(spec: ParamSpec, rng: "np.random.Generator") -> Params:
     """Glorot uniform for tensors of at least two dimensions, zeros for vectors and scalars."""
     flat = np.zeros(spec.size, dtype=np.float32)
     for part in unflatten(spec, flat).values():
@@ -52,7 +52,7 @@ def _glorot_limit(shape: tuple[int, ...]) -> float:
     return sqrt(6.0 / ((shape[0] + shape[1]) * prod(shape[2:])))
 
 
-def _fill_uniform(part: Params, limit: float, rng: np.random.Generator) -> None:
+def _fill_uniform(part: Params, limit: float, rng: "np.random.Generator") -> None:
     rng.random(dtype=np.float32, out=part)
     part *= np.float32(2 * limit)
     part -= np.float32(limit)

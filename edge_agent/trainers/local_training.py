@@ -25,7 +25,7 @@ def train_network(
     examples: Examples,
     tensors: Mapping[str, NDArray[np.float32]],
     options: TrainOptions,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
 ) -> TrainResult:
     """Train, and measure the loss before and after and the accuracy after on the same examples.
 

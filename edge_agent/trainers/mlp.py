@@ -39,7 +39,7 @@ class MlpTrainer:
         self,
         tensors: Mapping[str, NDArray[np.float32]],
         options: TrainOptions,
-        rng: np.random.Generator,
+        rng: "np.random.Generator",
     ) -> TrainResult:
         """See `Trainer.train`. `options.options`: momentum, weight_decay, prox."""
         names = layer_names(tensors)

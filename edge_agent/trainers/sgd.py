@@ -59,7 +59,7 @@ def descent_of(options: TrainOptions) -> Descent:
     return Descent(options.epochs, options.batch_size, options.learning_rate, **numbers)
 
 
-def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+def batches(count: int, batch_size: int, rng: "np.random.Generator") -> Iterator[NDArray[np.int64]]:
     """One epoch: every row once, shuffled; the last batch may be smaller."""
     rows = rng.permutation(count)
     for start in range(0, count, batch_size):
@@ -67,7 +67,7 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[N
 
 
 def descend(
-    start: Params, gradient: Gradient, count: int, how: Descent, rng: np.random.Generator
+    start: Params, gradient: Gradient, count: int, how: Descent, rng: "np.random.Generator"
 ) -> Params:
     """Go down from `start` over `count` examples; returns a fresh vector."""
     params, velocity = start.copy(), np.zeros_like(start)

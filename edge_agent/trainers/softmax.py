@@ -37,7 +37,7 @@ class SoftmaxTrainer:
         self,
         tensors: Mapping[str, NDArray[np.float32]],
         options: TrainOptions,
-        rng: np.random.Generator,
+        rng: "np.random.Generator",
     ) -> TrainResult:
         """See `Trainer.train`. `options.options`: momentum, weight_decay, prox."""
         if layer_names(tensors) != SOFTMAX_NAMES:

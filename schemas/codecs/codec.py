@@ -30,7 +30,9 @@ class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density: float = 0.05
 
 
-Encode: TypeAlias = Callable[[Params, CodecOptions, np.random.Generator], bytes]
+# The generator's type is quoted here and everywhere on the device's side: evaluating it would load
+# numpy.random, some 3 MB, where nothing is drawn yet.
+Encode: TypeAlias = Callable[[Params, CodecOptions, "np.random.Generator"], bytes]
 """(vector of shape (size,), the task's options, a generator) -> payload."""
 
 Decode: TypeAlias = Callable[[memoryview, int], Delta]

@@ -14,7 +14,7 @@ from schemas.outcomes import Reason
 from schemas.params import Params
 
 
-def _encode(vector: Params, _options: CodecOptions, _rng: np.random.Generator) -> bytes:
+def _encode(vector: Params, _options: CodecOptions, _rng: "np.random.Generator") -> bytes:
     return vector.astype("<f4", copy=False).tobytes()
 
 

@@ -56,7 +56,7 @@ def _gap_units(indices: NDArray[np.int64], width: int) -> NDArray[Any]:
     return units
 
 
-def _encode(vector: Params, options: CodecOptions, _rng: np.random.Generator) -> bytes:
+def _encode(vector: Params, options: CodecOptions, _rng: "np.random.Generator") -> bytes:
     count = max(1, min(vector.size, round(options.density * vector.size)))
     indices = _largest(vector, count)
     chosen = vector[indices]
