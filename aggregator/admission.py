@@ -10,7 +10,7 @@ from math import isfinite
 
 from aggregator.strategies import Contribution
 from schemas.codecs import codec_by_id, codec_by_name
-from schemas.delta import peak
+from schemas.delta import peak, within
 from schemas.errors import WireError
 from schemas.log import Arrived
 from schemas.messages import ModelUpdate
@@ -73,11 +73,8 @@ def admit(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Contribu
         delta = codec_by_id(update.codec).decode(memoryview(update.payload), standing.size)
     except WireError as exc:
         return Rejected(exc.reason, str(exc))
-    height = peak(delta.values)
-    if not isfinite(height):
-        return Rejected(Reason.NOT_FINITE, "the delta holds NaN or infinity")
-    if height > standing.spec.limits.max_abs:
-        return Rejected(Reason.BAD_NUMBER, f"a coordinate of {height:g} is beyond limits.max_abs")
+    if not within(delta.values, standing.spec.limits.max_abs):
+        return _height_refusal(peak(delta.values))
     staleness = standing.version - update.base_version
     return Contribution(update.base_version, staleness, update.num_examples, delta)
 
@@ -125,6 +122,12 @@ def _content_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None
     if not all(isfinite(value) for value in update.metrics.values()):
         return Rejected(Reason.NOT_FINITE, "a metric is NaN or infinite")
     return None
+
+
+def _height_refusal(height: float) -> Rejected:
+    if not isfinite(height):
+        return Rejected(Reason.NOT_FINITE, "the delta holds NaN or infinity")
+    return Rejected(Reason.BAD_NUMBER, f"a coordinate of {height:g} is beyond limits.max_abs")
 
 
 def codec_id_of(spec: TaskSpec) -> int:

@@ -30,7 +30,7 @@ def next_living(
     fresh = LivingBlob(manifest.blob, manifest.chunks)
     if fresh in living:
         return living, None
-    everyone = (*living, fresh)
+    everyone = (*(blob for blob in living if blob.name != fresh.name), fresh)
     if len(everyone) <= GENERATIONS:
         return everyone, None
     return everyone[1:], everyone[0]

@@ -188,7 +188,8 @@ class Fold:
         """Follow another TaskSpec from here on; what waits in the buffer is folded first."""
         state = self.state
         spec = spec_from_json(json)
-        if spec.params.size != state.model.vectors["params"].size:
+        renamed = state.spec is not None and spec.params.digest != state.spec.params.digest
+        if renamed or spec.params.size != state.model.vectors["params"].size:
             msg = "a task cannot change its tensors"
             raise InvariantError(msg)
         if self._strategy is not None:
@@ -214,7 +215,8 @@ class Fold:
         header = read_header(arrived, self._standing.spec.max_update_bytes)
         if isinstance(header, Rejected):
             self._bury(entry_id, arrived, header)
-            self.changes.answers[arrived.device] = Answer(Boot(0), 0, header.reason)
+            nameless = Answer(Boot(0), 0, header.reason)
+            self.changes.answers.setdefault(arrived.device, nameless)
             return
         sender = (arrived.device, header.boot)
         window = self._window(sender, entry_id)
@@ -347,7 +349,8 @@ class Fold:
             self.changes.vectors.add(f"view:{version}")
         for old in sorted(state.views)[: max(0, len(state.views) - keep)]:
             del state.views[old]
-            state.bases.pop(old, None)
+            if keep:
+                state.bases.pop(old, None)
             self.changes.vectors.add(f"view:{old}")
 
 

@@ -105,7 +105,7 @@ class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     max_update_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
-    max_abs: Annotated[float, msgspec.Meta(gt=0, le=1e30)] = 1e6
+    max_abs: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = 1e6
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -107,7 +107,7 @@ def _step(
             np.multiply(memory, beta, out=memory)
             np.add(memory, mean, out=memory)
             np.multiply(memory, rate, out=mean)
-        else:
+        elif rate != 1:
             np.multiply(mean, rate, out=mean)
         np.add(params[span], mean, out=params[span])
         mean.fill(0)

@@ -8,7 +8,7 @@ Layout, little-endian:
 
     offset  size       what
     0       1          width of a gap unit in bytes: 1 or 2
-    1       4          scale, float32, finite and >= 0
+    1       4          scale, float32, >= 0
     5       4          count k, uint32, at least 1
     9       ...        gap units (uint8 or uint16), exactly k of which are not escapes
     end-k   k          values, int8, never -128
@@ -72,6 +72,8 @@ def _decode(payload: memoryview, size: int) -> Sparse:
     if len(payload) < _HEAD.size:
         raise WireError(Reason.TRUNCATED, f"{len(payload)} bytes are less than the head")
     width, scale, count = _HEAD.unpack_from(payload)
+    if scale < 0:
+        raise WireError(Reason.BAD_NUMBER, f"a scale of {scale:g}")
     if width not in _UNIT:
         raise WireError(Reason.MALFORMED, f"gap units of {width} bytes")
     if not 1 <= count <= size:
@@ -89,16 +91,25 @@ def _decode(payload: memoryview, size: int) -> Sparse:
 
 
 def _positions(units: NDArray[Any], escape: int, count: int, size: int) -> NDArray[np.int64]:
-    positions = np.cumsum(units, dtype=np.int64)
-    ends = np.flatnonzero(units != escape)
-    if ends.size != count or ends[-1] != units.size - 1:
-        raise WireError(Reason.TRUNCATED, f"{ends.size} gaps for {count} coordinates")
-    indices = positions[ends]
+    carries = units != escape
+    carried = np.count_nonzero(carries)
+    if carried != count or not carries[-1]:
+        raise WireError(Reason.TRUNCATED, f"{carried} gaps for {count} coordinates")
+    indices = np.add.accumulate(units, dtype=np.int64)
+    if carried != units.size:
+        indices = indices[carries]
     if indices[-1] >= size:
         raise WireError(Reason.BAD_INDEX, f"index {indices[-1]} of {size}")
-    if (indices[1:] == indices[:-1]).any():
+    if _repeats(units, indices):
         raise WireError(Reason.BAD_INDEX, "an index is repeated")
     return indices
+
+
+def _repeats(units: NDArray[Any], indices: NDArray[np.int64]) -> bool:
+    """Only a unit of zero can repeat an index: without one nobody need look further."""
+    if np.count_nonzero(units[1:]) == units.size - 1:
+        return False
+    return bool((indices[1:] == indices[:-1]).any())
 
 
 TOPK_INT8: Final = Codec(

@@ -1,0 +1,198 @@
+"""What is said for a commit, and in which order."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from aggregator.announce import GENERATIONS, next_living, records
+from aggregator.checkpoint import LivingBlob
+from schemas.log import SpecSet
+from schemas.messages import Receipt
+from schemas.names import Boot
+from schemas.outbox import Say, Spread, Sweep
+from schemas.outcomes import FOLDED, Reason
+from schemas.task import PublishOptions, spec_to_json
+from schemas.wire import decode_manifest, decode_receipt
+from tests.aggregator.world import BOOT, DEVICE, EPOCH, SIZE, World, arrived, make_spec
+
+ONES = np.ones(SIZE, np.float32)
+
+
+def said(world, living=()):
+    """Commit: what lives then, and the records."""
+    changes = world.changes()
+    living, swept = next_living(living, changes)
+    return living, list(records(world.state, changes, swept))
+
+
+def kinds(told):
+    return [each.suffix if isinstance(each, Say) else type(each).__name__ for each in told]
+
+
+def one(told, suffix):
+    (found,) = [each for each in told if isinstance(each, Say) and each.suffix == suffix]
+    return found
+
+
+def receipt(told, device=DEVICE):
+    say = one(told, f"receipt/{device}")
+    assert say.retain
+    return decode_receipt(say.payload)
+
+
+def test_the_specification_comes_first_and_the_blob_before_the_manifest_that_names_it():
+    world = World()
+    _, told = said(world)
+    assert kinds(told) == ["spec", "Spread", "model", "metrics", "events"]
+    assert told[0] == Say("spec", spec_to_json(world.spec), retain=True)
+    manifest = decode_manifest(one(told, "model").payload)
+    assert told[1] == Spread(manifest.blob, manifest.chunk_bytes)
+    assert manifest.version == 0
+
+
+def test_what_is_too_old_is_swept_after_the_manifest_of_what_is_new():
+    world, living = World(), ()
+    swept = []
+    for _ in range(5):
+        living, told = said(world, living)
+        assert len(living) <= GENERATIONS
+        swept += [each for each in told if isinstance(each, Sweep)]
+        if swept:
+            order = kinds(told)
+            assert order.index("Spread") < order.index("model") < order.index("Sweep")
+        world.send(ONES)
+    assert [each.blob for each in swept] == ["k3-0", "k3-1", "k3-2"]
+    assert [each.name for each in living] == ["k3-3", "k3-4"]
+
+
+def test_two_generations_live():
+    assert GENERATIONS == 2
+    world = World(make_spec(publish=PublishOptions(chunk_bytes=64)))
+    living, _ = said(world)
+    world.send(ONES)
+    living, told = said(world, living)
+    assert living == (LivingBlob("k3-0", 1), LivingBlob("k3-1", 1))
+    assert not any(isinstance(each, Sweep) for each in told)
+
+
+def test_a_blob_that_lives_already_is_not_swept_when_it_is_published_again():
+    world = World()
+    changes = world.changes()
+    living, _ = next_living((), changes)
+    assert next_living(living, changes) == (living, None)
+
+
+def test_a_commit_without_a_publication_leaves_the_blobs_alone():
+    world = World(make_spec(buffer_size=9))
+    living, _ = said(world)
+    world.send(ONES)
+    after, told = said(world, living)
+    assert after == living
+    assert not {"Spread", "model", "Sweep", "spec"} & set(kinds(told))
+
+
+def test_a_receipt_tells_all_that_is_settled_of_the_spool():
+    world = World()
+    for seq in (1, 2, 5):
+        world.send(ONES, seq=seq)
+    _, told = said(world)
+    assert receipt(told) == Receipt(EPOCH, BOOT, 2, 0b100, 5, FOLDED, 3)
+
+
+def test_a_refused_update_is_settled_and_named():
+    world = World()
+    world.send(ONES, epoch=EPOCH + 1)
+    _, told = said(world)
+    assert receipt(told) == Receipt(EPOCH, BOOT, 1, 0, 1, int(Reason.WRONG_EPOCH), 0)
+
+
+def test_a_duplicate_is_answered_again():
+    world = World()
+    data = world.send(ONES)
+    world.changes()
+    world.append(arrived(data))
+    _, told = said(world)
+    assert receipt(told).outcome == FOLDED
+    assert receipt(told).low == 1
+
+
+def test_bytes_that_name_no_update_are_answered_without_a_number():
+    world = World()
+    world.append(arrived(b"\xc1"))
+    _, told = said(world)
+    assert receipt(told) == Receipt(EPOCH, Boot(0), 0, 0, 0, int(Reason.MALFORMED), 0)
+
+
+def test_every_device_of_a_batch_gets_one_receipt():
+    world = World()
+    for device in ("a", "b", "a", "c"):
+        world.send(ONES, device=device)
+    _, told = said(world)
+    receipts = [kind for kind in kinds(told) if kind.startswith("receipt/")]
+    assert receipts == ["receipt/a", "receipt/b", "receipt/c"]
+    assert receipt(told, "a").low == 2
+
+
+def test_the_metrics_count_since_the_origin():
+    world = World(make_spec(buffer_size=2))
+    data = world.send(ONES)
+    world.send(ONES)
+    world.send(ONES, base_version=0)
+    world.send(ONES, codec=77)
+    world.append(arrived(data))
+    _, told = said(world)
+    metrics = one(told, "metrics")
+    assert metrics.retain
+    assert json.loads(metrics.payload) == {
+        "epoch": EPOCH,
+        "version": 1,
+        "published": 1,
+        "buffered": 1,
+        "updates_folded": 3,
+        "updates_rejected": {"unknown_codec": 1},
+        "duplicates_dropped": 1,
+        "staleness_mean": 1 / 3,
+        "staleness_max": 1,
+        "payload_bytes": 3 * 4 * SIZE,
+        "spools": 1,
+        "at_ms": world.now_ms,
+    }
+
+
+def test_events_are_said_and_not_retained():
+    world = World()
+    world.send(ONES)
+    world.send(ONES, codec=77)
+    _, told = said(world)
+    events = [each for each in told if isinstance(each, Say) and each.suffix == "events"]
+    assert not any(each.retain for each in events)
+    names = [json.loads(each.payload)["event"] for each in events]
+    assert names == ["published", "joined", "published", "rejected"]
+    assert kinds(told)[-4:] == ["events"] * 4
+
+
+def test_nothing_is_said_of_a_specification_that_did_not_change():
+    world = World()
+    world.changes()
+    world.append(SpecSet(spec_to_json(make_spec(server_lr=2.0))))
+    assert kinds(said(world)[1]) == ["spec", "metrics"]
+    world.tick(5)
+    assert kinds(said(world)[1]) == ["metrics"]
+
+
+def test_the_blob_of_another_epoch_is_another_blob():
+    world = World()
+    changes = world.changes()
+    living, _ = next_living((), changes)
+    manifest = replace(changes.publication.manifest, blob="k4-0")
+    changes.publication = replace(changes.publication, manifest=manifest)
+    assert [each.name for each in next_living(living, changes)[0]] == ["k3-0", "k4-0"]
+
+
+def test_a_version_that_is_published_again_in_other_pieces_lives_once():
+    changes = World().changes()
+    name = changes.publication.manifest.blob
+    living, swept = next_living((LivingBlob(name, chunks=99),), changes)
+    assert living == (LivingBlob(name, changes.publication.manifest.chunks),)
+    assert swept is None

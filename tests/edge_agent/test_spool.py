@@ -1,0 +1,346 @@
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import servers
+
+from edge_agent.spool import OpenUpdate, Spool
+from schemas.errors import ConfigError
+from schemas.names import Boot, Epoch, ModelVersion, Seq
+from schemas.window import SPAN
+
+BASE = (Epoch(1), ModelVersion(7))
+
+PUTS_WITHOUT_END = """
+import sys
+from pathlib import Path
+from edge_agent.spool import Spool
+
+spool = Spool(Path(sys.argv[1]), new_boot=lambda: 1)
+while True:
+    number = spool.created + 1
+    seq = spool.put(
+        lambda seq: b"update %d" % seq,
+        base=(1, number),
+        residual=b"%d" % number,
+        replaces=number - 1 if number % 3 == 0 else None,
+    )
+    if number % 3 == 0:
+        spool.mark_sent(seq)
+        spool.settle(lambda seq: seq + 20 < number)
+    print(seq, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "pumps.pump-1.sqlite"
+
+
+@pytest.fixture
+def spool(path: Path) -> Iterator[Spool]:
+    with_boot = opened(path, boot=11)
+    yield with_boot
+    with_boot.close()
+
+
+def opened(path: Path, *, boot: int = 11) -> Spool:
+    return Spool(path, new_boot=lambda: Boot(boot))
+
+
+def message(seq: Seq) -> bytes:
+    return b"update %d" % seq
+
+
+def put(spool: Spool, residual: bytes | None = None, replaces: Seq | None = None) -> Seq:
+    seq = spool.put(message, base=BASE, residual=residual, replaces=replaces)
+    assert seq is not None
+    return seq
+
+
+def sent(spool: Spool, residual: bytes | None = None) -> Seq:
+    seq = put(spool, residual)
+    assert spool.mark_sent(seq)
+    return seq
+
+
+def everything(path: Path) -> list[tuple[object, ...]]:
+    """All that is in the file, as another process would see it."""
+    db = sqlite3.connect(path)
+    try:
+        tables = ("meta", "updates", "chunks")
+        return [row for table in tables for row in db.execute(f"SELECT * FROM {table}")]  # noqa: S608
+    finally:
+        db.close()
+
+
+# -- boots ----------------------------------------------------------------------------------
+
+
+def test_a_boot_number_lives_as_long_as_its_file(path: Path) -> None:
+    opened(path, boot=11).close()
+    again = opened(path, boot=99)
+    assert again.boot == 11
+    again.close()
+
+
+def test_a_new_file_is_a_new_boot(path: Path) -> None:
+    opened(path, boot=11).close()
+    path.unlink()
+    replaced = opened(path, boot=99)
+    assert (replaced.boot, replaced.created, replaced.open_updates()) == (99, 0, [])
+    replaced.close()
+
+
+def test_a_boot_number_of_four_full_bytes_is_kept(path: Path) -> None:
+    opened(path, boot=0xFFFF_FFFF).close()
+    again = opened(path)
+    assert again.boot == 0xFFFF_FFFF
+    again.close()
+
+
+def test_everything_is_still_there_after_reopening(spool: Spool, path: Path) -> None:
+    sent(spool, b"residual 1")
+    put(spool, b"residual 2")
+    spool.save(spec=b"spec", manifest=b"manifest", params=b"params")
+    spool.add_chunks("blob", [(3, b"three")])
+    spool.close()
+    again = opened(path)
+    assert again.open_updates() == [
+        OpenUpdate(Seq(1), True, b"update 1"),
+        OpenUpdate(Seq(2), False, b"update 2"),
+    ]
+    assert [again.load(key) for key in ("spec", "manifest", "params", "residual")] == [
+        b"spec",
+        b"manifest",
+        b"params",
+        b"residual 2",
+    ]
+    assert (again.created, again.superseded, again.trained) == (2, 0, BASE)
+    assert again.chunks("blob") == {3: b"three"}
+    again.close()
+
+
+# -- the outbox -----------------------------------------------------------------------------
+
+
+def test_numbers_count_from_1_and_the_message_is_written_for_its_number(spool: Spool) -> None:
+    assert [put(spool), put(spool), put(spool)] == [1, 2, 3]
+    assert [update.message for update in spool.open_updates()] == [
+        b"update 1",
+        b"update 2",
+        b"update 3",
+    ]
+
+
+def test_an_unsent_update_is_replaced_under_a_new_number(spool: Spool) -> None:
+    first = put(spool, b"one")
+    second = put(spool, b"two", replaces=first)
+    assert second == 2
+    assert spool.open_updates() == [OpenUpdate(Seq(2), False, b"update 2")]
+    assert (spool.created, spool.superseded) == (2, 1)
+    assert spool.load("residual") == b"two"
+    assert not spool.is_unsent(first)
+    assert spool.is_unsent(second)
+
+
+def test_an_update_that_was_sent_is_not_replaced_and_nothing_is_written(
+    spool: Spool, path: Path
+) -> None:
+    first = sent(spool, b"one")
+    before = everything(path)
+    asked: list[Seq] = []
+
+    def write(seq: Seq) -> bytes:
+        asked.append(seq)
+        return b"never"
+
+    newer = (Epoch(1), ModelVersion(8))
+    assert spool.put(write, base=newer, residual=b"two", replaces=first) is None
+    assert everything(path) == before
+    assert not asked
+    assert put(spool) == 2, "the number was not used up"
+
+
+def test_an_update_that_was_settled_is_not_replaced_either(spool: Spool, path: Path) -> None:
+    first = sent(spool)
+    assert spool.settle(lambda _: True) == [first]
+    before = everything(path)
+    assert spool.put(message, base=BASE, residual=b"two", replaces=first) is None
+    assert everything(path) == before
+
+
+def test_an_update_that_was_replaced_is_not_sent(spool: Spool) -> None:
+    first = put(spool)
+    put(spool, replaces=first)
+    assert not spool.mark_sent(first)
+    assert [update.sent for update in spool.open_updates()] == [False]
+
+
+def test_marking_twice_says_yes_twice_so_that_an_update_can_be_sent_again(spool: Spool) -> None:
+    seq = put(spool)
+    assert spool.mark_sent(seq)
+    assert spool.mark_sent(seq)
+    assert not spool.is_unsent(seq)
+
+
+def test_a_receipt_settles_what_was_sent_and_nothing_else(spool: Spool) -> None:
+    first, second = sent(spool), sent(spool)
+    unsent = put(spool)
+    assert spool.settle(lambda seq: seq != first) == [second]
+    assert [update.seq for update in spool.open_updates()] == [first, unsent]
+
+
+def test_an_unsent_update_cannot_be_settled(spool: Spool) -> None:
+    seq = put(spool)
+    assert spool.settle(lambda _: True) == []
+    assert spool.is_unsent(seq)
+
+
+def test_a_message_that_cannot_be_written_leaves_nothing_behind(spool: Spool, path: Path) -> None:
+    first = put(spool, b"one")
+    before = everything(path)
+
+    def fail(_seq: Seq) -> bytes:
+        raise ValueError("no such codec")
+
+    with pytest.raises(ValueError, match="no such codec"):
+        spool.put(fail, base=BASE, residual=b"two", replaces=first)
+    assert everything(path) == before
+    assert put(spool, replaces=first) == 2
+
+
+def test_none_leaves_the_stored_residual_as_it_is(spool: Spool) -> None:
+    put(spool, b"one")
+    put(spool, None)
+    assert spool.load("residual") == b"one"
+
+
+def test_the_base_of_the_newest_update_is_remembered(spool: Spool) -> None:
+    assert spool.trained is None
+    for base in ((Epoch(1), ModelVersion(0)), (Epoch(0xFFFF), ModelVersion(0xFFFF_FFFF))):
+        spool.put(message, base=base, residual=None)
+        assert spool.trained == base
+
+
+def test_at_most_64_numbers_are_open(spool: Spool) -> None:
+    for opened_so_far in range(SPAN):
+        assert spool.has_room, opened_so_far
+        sent(spool)
+    assert not spool.has_room
+    assert len(spool.open_updates()) == SPAN
+
+
+def test_numbers_that_were_settled_in_between_still_count(spool: Spool) -> None:
+    """A server's window slides over numbers, not over rows: the oldest must stay inside it."""
+    for _ in range(SPAN):
+        sent(spool)
+    spool.settle(lambda seq: seq > 1)
+    assert [update.seq for update in spool.open_updates()] == [1]
+    assert not spool.has_room
+    spool.settle(lambda seq: seq == 1)
+    assert spool.has_room
+
+
+def test_numbers_that_were_replaced_still_count(spool: Spool) -> None:
+    oldest = sent(spool)
+    newest = put(spool)
+    while spool.has_room:
+        newest = put(spool, replaces=newest)
+    assert (oldest, newest) == (1, SPAN)
+    assert len(spool.open_updates()) == 2
+
+
+# -- power cuts -----------------------------------------------------------------------------
+
+
+def test_number_residual_and_rows_agree_whenever_the_power_is_cut(path: Path) -> None:
+    for lines in (1, 7, 40, 23, 90):
+        with subprocess.Popen(
+            [sys.executable, "-c", PUTS_WITHOUT_END, str(path)],
+            cwd=servers.ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            told = [int(process.stdout.readline()) for _ in range(lines)]
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        spool = opened(path)
+        created, seqs = spool.created, [update.seq for update in spool.open_updates()]
+        assert created >= told[-1], "what was returned is on the disk"
+        assert told == list(range(told[0], told[0] + lines))
+        assert spool.load("residual") == b"%d" % created
+        assert spool.trained == (1, created)
+        assert seqs[-1] == created
+        assert spool.superseded == created // 3
+        assert not [seq for seq in seqs if seq % 3 == 2 and seq != created], "replaced ones"
+        assert [update.message for update in spool.open_updates()] == [message(s) for s in seqs]
+        spool.close()
+
+
+# -- files that are no spool ----------------------------------------------------------------
+
+
+def test_garbage_is_refused_with_what_to_do_about_it(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"this was a spool once" * 100)
+    with pytest.raises(ConfigError) as refused:
+        opened(path)
+    assert refused.value.field == "state_dir"
+    assert str(path) in refused.value.remedy
+    assert "move it away" in refused.value.remedy
+    assert path.read_bytes().startswith(b"this was a spool once"), "nothing was written over it"
+
+
+def test_a_file_of_another_version_is_refused_with_what_to_do_about_it(path: Path) -> None:
+    opened(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=2")
+    db.close()
+    with pytest.raises(ConfigError) as refused:
+        opened(path)
+    assert refused.value.field == "state_dir"
+    assert "schema 2" in refused.value.remedy
+    assert "update fedmq" in refused.value.remedy
+
+
+# -- a model in pieces ----------------------------------------------------------------------
+
+
+def test_chunks_of_one_blob_come_together(spool: Spool) -> None:
+    spool.add_chunks("new", [(0, b"zero"), (2, b"two")])
+    spool.add_chunks("new", [(1, b"one"), (2, b"two")])
+    assert spool.chunks("new") == {0: b"zero", 1: b"one", 2: b"two"}
+
+
+def test_chunks_of_another_blob_are_dropped(spool: Spool, path: Path) -> None:
+    spool.add_chunks("old", [(0, b"zero")])
+    spool.add_chunks("new", [])
+    assert spool.chunks("old") == {}
+    assert not [row for row in everything(path) if row[0] == "old"]
+
+
+def test_all_chunks_can_be_dropped(spool: Spool) -> None:
+    spool.add_chunks("new", [(0, b"zero")])
+    spool.drop_chunks()
+    assert spool.chunks("new") == {}
+
+
+def test_named_values_are_written_all_or_none(spool: Spool) -> None:
+    spool.save(manifest=b"one", params=b"one")
+    numbers = count()
+
+    class Unwritable:
+        def __conform__(self, _protocol: object) -> bytes:
+            next(numbers)
+            raise ValueError("the disk is full")
+
+    with pytest.raises((sqlite3.Error, ValueError)):
+        spool.save(manifest=b"two", params=Unwritable())  # type: ignore[arg-type]
+    assert (spool.load("manifest"), spool.load("params")) == (b"one", b"one")
