@@ -11,12 +11,13 @@ survive stays in the caller's own durable place until then.
 import asyncio
 import logging
 import random
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import aiomqtt
 
@@ -27,6 +28,9 @@ from mqtt_session.together import together
 log = logging.getLogger("fedmq.mqtt")
 _paho_log = logging.getLogger("fedmq.mqtt.paho")
 _paho_log.setLevel(logging.CRITICAL)  # a lost link is everyday life here, and is told once, above
+
+_PUBACK_TYPE: Final = 0x40
+_PUBACK: Final = struct.Struct("!BBH")
 
 LinkError = aiomqtt.MqttError
 """The connection is gone, or could not be made, or the broker did not answer in time."""
@@ -112,10 +116,13 @@ class Session:
         return batch
 
     def acknowledge(self, batch: Iterable[Inbound]) -> None:
-        """Tell the broker, in the order given, that these messages are safe."""
-        paho = self._client._client  # noqa: SLF001 - aiomqtt 2 has no door of its own for this
-        for message in batch:
-            paho.ack(message.mid, message.qos)
+        """Tell the broker, in the order given, that these messages are safe: in one write."""
+        mids = [message.mid for message in batch if message.qos == 1]
+        if not mids:
+            return
+        acks = b"".join(_PUBACK.pack(_PUBACK_TYPE, 2, mid) for mid in mids)
+        # paho would spend a packet, a wake-up and a system call on each, and has no other door
+        self._client._client._packet_queue(_PUBACK_TYPE, acks, mids[-1], 1)  # noqa: SLF001
 
 
 async def _filled_or_gone(client: _BatchingClient) -> None:
@@ -156,12 +163,15 @@ async def connect(
     paho = client._client  # noqa: SLF001 - neither setting has a door in aiomqtt 2
     paho.manual_ack_set(manual_ack)
     paho.connect_timeout = settings.mqtt_connect_timeout_s
+    connected = client._connected  # noqa: SLF001 - aiomqtt forgets it when it fails
     try:
         async with client:
             yield Session(client)
     finally:
-        if client.gone.done() and not client.gone.cancelled():
-            client.gone.exception()  # seen: asyncio need not complain that nobody looked
+        paho._sock_close()  # noqa: SLF001 - aiomqtt leaves it open where CONNACK never came
+        for future in (client.gone, connected):
+            if future.done() and not future.cancelled():
+                future.exception()  # seen: asyncio need not complain that nobody looked
 
 
 async def keep_connected(

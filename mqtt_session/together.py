@@ -25,11 +25,20 @@ async def together(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 async def end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until all have ended; their failures count as seen."""
+    """Cancel tasks until all have ended; their failures count as seen.
+
+    A cancellation of the caller in the meantime waits until then: no child is left behind.
+    """
+    interrupted: asyncio.CancelledError | None = None
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=AGAIN_S)
+        try:
+            await asyncio.wait(pending, timeout=AGAIN_S)
+        except asyncio.CancelledError as exc:
+            interrupted = exc
     for task in tasks:
         if not task.cancelled():
             task.exception()
+    if interrupted:
+        raise interrupted
