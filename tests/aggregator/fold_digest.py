@@ -13,6 +13,7 @@ import numpy as np
 
 from aggregator.checkpoint import window_to_bytes
 from aggregator.fold import Fold, origin_state
+from aggregator.staleness import polynomial
 from schemas.codecs import CodecOptions
 from schemas.delta import BLOCK
 from schemas.log import Arrived, Entry, EntryId, SpecSet, Tick
@@ -114,9 +115,19 @@ def run(name: str, kind: str, codec: str, size: int) -> bytes:
     return hasher.digest()
 
 
+def weights() -> bytes:
+    """Every weight that a staleness can have, as the fold rounds it: `pow` is the C library's."""
+    table = [
+        np.float32(polynomial(a)(staleness))
+        for a in (0.3, 0.5, 0.9, 1.5)
+        for staleness in range(1 << 16)
+    ]
+    return np.array(table).astype("<f4").tobytes()
+
+
 def total() -> str:
-    """Every strategy, staleness and codec; and one model of more than one block each."""
-    hasher = sha256()
+    """Every strategy, staleness and codec; one model of more than one block each; all weights."""
+    hasher = sha256(weights())
     for name in NAMES:
         for codec in CODECS:
             for kind in KINDS:

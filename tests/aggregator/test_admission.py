@@ -291,6 +291,27 @@ def test_a_coordinate_at_max_abs_is_admitted(value):
     assert isinstance(judge(encode_update(update(delta=delta))), Contribution)
 
 
+@LEAN
+@given(
+    bound=st.sampled_from([1e-40, 1e-30, 1e-15, 1.1e-15, 0.5, 100.0, 1e6, 1e12]),
+    shares=st.lists(
+        st.sampled_from([0.0, 1e-3, 0.35, 0.99, 0.995, 0.9999, 1.0, 1.0001, 1.005, 1.01, 1e5]),
+        min_size=SIZE,
+        max_size=SIZE,
+    ),
+    signs=st.lists(st.sampled_from([1, -1]), min_size=SIZE, max_size=SIZE),
+)
+def test_a_delta_is_admitted_when_no_coordinate_is_beyond_max_abs_however_small_that_is(
+    bound, shares, signs
+):
+    wide = np.array(shares) * signs * bound
+    delta = wide.astype(np.float32)
+    spec = make_spec(limits=LimitOptions(max_abs=bound), max_staleness=4)
+    answer = verdict(arrived(encode_update(update(delta=delta))), standing(spec=spec))
+    fits = max(abs(float(value)) for value in delta) <= bound
+    assert isinstance(answer, Contribution) == fits
+
+
 def test_the_cheapest_question_is_asked_first():
     worst = update(epoch=9, spec_digest=1, base_version=77, codec=77, payload=b"\xff")
     refused(encode_update(worst), Reason.WRONG_EPOCH)

@@ -112,8 +112,8 @@ def test_everything_is_still_there_after_reopening(spool: Spool, path: Path) -> 
     spool.close()
     again = opened(path)
     assert again.open_updates() == [
-        OpenUpdate(Seq(1), True, b"update 1"),
-        OpenUpdate(Seq(2), False, b"update 2"),
+        OpenUpdate(Seq(1), sent=True, message=b"update 1"),
+        OpenUpdate(Seq(2), sent=False, message=b"update 2"),
     ]
     assert [again.load(key) for key in ("spec", "manifest", "params", "residual")] == [
         b"spec",
@@ -142,7 +142,7 @@ def test_an_unsent_update_is_replaced_under_a_new_number(spool: Spool) -> None:
     first = put(spool, b"one")
     second = put(spool, b"two", replaces=first)
     assert second == 2
-    assert spool.open_updates() == [OpenUpdate(Seq(2), False, b"update 2")]
+    assert spool.open_updates() == [OpenUpdate(Seq(2), sent=False, message=b"update 2")]
     assert (spool.created, spool.superseded) == (2, 1)
     assert spool.load("residual") == b"two"
     assert not spool.is_unsent(first)

@@ -102,7 +102,7 @@ def test_it_is_algorithm_1_in_float64_to_1e6_and_in_float32_to_the_bit(
     assert np.array_equal(params, naive.x)
     assert np.array_equal(state.vectors["total"], naive.total)
     scale = max(1.0, float(np.abs(exact.x).max()))
-    assert np.allclose(params, exact.x, rtol=0, atol=1e-6 * scale * 4)
+    assert np.allclose(params, exact.x, rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])

@@ -1,0 +1,65 @@
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import LEAN
+
+from broker.downlink import newest_only
+from schemas.outbox import Record, Say, Spread, Sweep
+
+SAYS = st.builds(
+    Say, st.sampled_from(["model", "metrics", "receipt/a"]), st.binary(max_size=2), st.booleans()
+)
+BLOBS = st.sampled_from(["k1-1", "k1-2"])
+RECORDS: st.SearchStrategy[list[Record]] = st.lists(
+    st.one_of(SAYS, st.builds(Spread, BLOBS, st.just(64)), st.builds(Sweep, BLOBS, st.just(3))),
+    max_size=20,
+)
+
+
+def retained_after(records: Sequence[Record]) -> dict[str, bytes]:
+    """What a broker retains below the task's topic."""
+    return {r.suffix: r.payload for r in records if isinstance(r, Say) and r.retain}
+
+
+def always_carried(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if not (isinstance(r, Say) and r.retain)]
+
+
+@LEAN
+@given(records=RECORDS)
+def test_a_broker_retains_the_same_in_the_end(records):
+    assert retained_after(newest_only(records)) == retained_after(records)
+
+
+@LEAN
+@given(records=RECORDS)
+def test_each_retained_topic_is_said_once(records):
+    said = [r.suffix for r in newest_only(records) if isinstance(r, Say) and r.retain]
+    assert len(said) == len(set(said))
+
+
+@LEAN
+@given(records=RECORDS)
+def test_blobs_and_what_is_not_retained_are_all_carried_in_their_order(records):
+    assert always_carried(newest_only(records)) == always_carried(records)
+
+
+@LEAN
+@given(records=RECORDS)
+def test_nothing_changes_its_place(records):
+    rest = iter(enumerate(records))
+    for kept in newest_only(records):
+        assert any(kept == record for _, record in rest), "in the order of the outbox"
+
+
+@LEAN
+@given(records=RECORDS)
+def test_doing_it_twice_changes_nothing(records):
+    assert newest_only(newest_only(records)) == newest_only(records)
+
+
+def test_a_manifest_still_comes_after_its_own_blob_and_before_the_sweep_of_the_old_one() -> None:
+    old, new = Say("model", b"1", retain=True), Say("model", b"2", retain=True)
+    records = [Spread("k1-1", 64), old, Spread("k1-2", 64), new, Sweep("k1-1", 3)]
+    assert newest_only(records) == [Spread("k1-1", 64), Spread("k1-2", 64), new, Sweep("k1-1", 3)]

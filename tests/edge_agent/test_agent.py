@@ -1,0 +1,550 @@
+"""A real agent against real brokers; the test plays the server."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import aiomqtt
+import msgspec
+import numpy as np
+import pytest
+import servers
+
+from edge_agent.__main__ import entropy_of
+from edge_agent.agent import Agent
+from edge_agent.settings import AgentSettings
+from edge_agent.spool import Spool
+from edge_agent.trainer import TrainResult
+from schemas.codecs import codec_by_name
+from schemas.delta import to_dense
+from schemas.messages import Manifest, ModelUpdate, Receipt
+from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName
+from schemas.outcomes import FOLDED, Reason
+from schemas.params import ParamSpec, TensorSpec, base_digest, model_digest
+from schemas.task import CodecOptions, TaskSpec, spec_to_json
+from schemas.topics import TaskTopics
+from schemas.wire import decode_update, encode_manifest, encode_receipt
+
+SIZE: Final = 200  # 800 bytes: 13 chunks of 64, two windows
+SPEC: Final = TaskSpec(
+    ParamSpec((TensorSpec("w", (SIZE,)),)), codec=CodecOptions(name="topk_int8", density=0.05)
+)
+DEVICE: Final = DeviceId("pump-1")
+TOPICS: Final = TaskTopics("fedmq/v1", TaskName("pumps"))
+CHUNK_BYTES: Final = 64
+CHUNKS: Final = 13
+
+BROKERS: Final[dict[str, Callable[..., AbstractContextManager[servers.Server]]]] = {
+    "lab": servers.lab_broker,
+    "mosquitto": servers.mosquitto,
+}
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[servers.Server]:
+    with BROKERS[request.param](tmp_path) as server:
+        yield server
+
+
+@dataclass
+class Tiny:
+    """A trainer that adds a ramp, or NaN."""
+
+    bad: bool = False
+    started_from: list[float] = field(default_factory=list)
+
+    def train(
+        self, tensors: Mapping[str, Any], _options: object, _rng: np.random.Generator
+    ) -> TrainResult:
+        start = tensors["w"]
+        self.started_from.append(float(start[0]))
+        ramp = np.linspace(0.5, 1, SIZE, dtype=np.float32)
+        trained = np.full_like(start, np.nan) if self.bad else start + ramp
+        return TrainResult({"w": trained}, num_examples=5, metrics={"loss": 0.25})
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as the server publishes it."""
+
+    version: int
+    epoch: int = 1
+
+    @property
+    def params(self) -> np.ndarray:
+        return np.full(SIZE, 100.0 * self.epoch + self.version, dtype=np.float32)
+
+    @property
+    def blob(self) -> str:
+        return f"k{self.epoch}-{self.version}"
+
+    @property
+    def manifest(self) -> Manifest:
+        raw = self.params.tobytes()
+        return Manifest(
+            epoch=Epoch(self.epoch),
+            version=ModelVersion(self.version),
+            model_digest=model_digest(SPEC.params.digest, self.params),
+            spec_digest=SPEC.params.digest,
+            codec=0,
+            blob=self.blob,
+            blob_digest=sha256(raw).digest(),
+            blob_bytes=len(raw),
+            chunk_bytes=CHUNK_BYTES,
+        )
+
+    def chunk(self, index: int) -> tuple[str, bytes]:
+        raw = self.params.tobytes()[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        return TOPICS.chunk(self.blob, index), raw
+
+    @property
+    def chunks(self) -> list[tuple[str, bytes]]:
+        return [self.chunk(index) for index in range(CHUNKS)]
+
+
+class ServerSide:
+    """The server, played by the test: what it hears of the device, and what it retains."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self._inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    async def listen(self) -> None:
+        async for message in self._client.messages:
+            assert isinstance(message.payload, bytes)
+            self._inbox.put_nowait((message.topic.value, message.payload))
+
+    async def keep(self, topic: str, payload: bytes) -> None:
+        await self._client.publish(topic, payload, qos=1, retain=True)
+
+    async def keep_spec(self, spec: TaskSpec = SPEC) -> None:
+        await self.keep(TOPICS.spec, spec_to_json(spec))
+
+    async def keep_chunks(self, chunks: list[tuple[str, bytes]]) -> None:
+        for topic, payload in chunks:
+            await self.keep(topic, payload)
+
+    async def keep_manifest(self, manifest: Manifest) -> None:
+        await self.keep(TOPICS.model, encode_manifest(manifest))
+
+    async def keep_model(self, model: Model) -> None:
+        await self.keep_chunks(model.chunks)
+        await self.keep_manifest(model.manifest)
+
+    async def update(self) -> ModelUpdate:
+        """The next update that comes up."""
+        while True:
+            topic, payload = await self._inbox.get()
+            if topic == TOPICS.up(DEVICE):
+                return decode_update(payload)
+
+    async def update_from(self, model: Model) -> ModelUpdate:
+        """The next update that was trained from a model."""
+        while True:
+            update = await self.update()
+            if (update.epoch, update.base_version) == (model.epoch, model.version):
+                return update
+
+    async def birth(self) -> None:
+        """Wait until the device says that it is online."""
+        while True:
+            topic, payload = await self._inbox.get()
+            if topic == TOPICS.state(DEVICE) and msgspec.json.decode(payload)["online"]:
+                return
+
+    async def settle(self, update: ModelUpdate, outcome: int = FOLDED, **changes: int) -> None:
+        known = {"low": update.seq, "boot": update.boot, "settled": 0} | changes
+        receipt = Receipt(
+            epoch=update.epoch,
+            boot=Boot(known["boot"]),
+            low=known["low"],
+            settled=known["settled"],
+            seq=update.seq,
+            outcome=outcome,
+            version=ModelVersion(update.base_version + 1),
+        )
+        await self.keep(TOPICS.receipt(DEVICE), encode_receipt(receipt))
+
+
+@asynccontextmanager
+async def server_side(broker: servers.Server) -> AsyncIterator[ServerSide]:
+    async with aiomqtt.Client(servers.HOST, broker.port) as client:
+        await client.subscribe([(TOPICS.up(DEVICE), 1), (TOPICS.state(DEVICE), 1)])
+        side = ServerSide(client)
+        listening = asyncio.create_task(side.listen())
+        try:
+            async with asyncio.timeout(20):
+                yield side
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+
+@dataclass
+class Device:
+    """A running agent and its parts."""
+
+    agent: Agent
+    spool: Spool
+    trainer: Tiny
+    created: list[Seq]
+
+
+@asynccontextmanager
+async def device(
+    broker: servers.Server, directory: Path, *, trainer: Tiny | None = None, boot: int = 77
+) -> AsyncIterator[Device]:
+    settings = AgentSettings(
+        mqtt_port=broker.port,
+        mqtt_connect_timeout_s=5,
+        device=DEVICE,
+        task="pumps",
+        trainer="not:used",
+        resend_s=0.2,
+        silence_s=0.5,
+        reconnect_s=0.2,
+    )
+    spool = Spool(directory / "spool.sqlite", new_boot=lambda: Boot(boot))
+    made, created = trainer or Tiny(), []
+    agent = Agent(
+        settings,
+        made,
+        spool,
+        entropy=entropy_of(1),
+        rng=random.Random(1),
+        on_created=lambda _boot, seq: created.append(seq),
+    )
+    running = asyncio.create_task(agent.run())
+    try:
+        yield Device(agent, spool, made, created)
+        assert not running.done(), "an agent never ends by itself"
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        spool.close()
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"never happened: {what}")
+
+
+class Heard(logging.Handler):
+    """What the agent logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def count(self, text: str) -> int:
+        return sum(text in line for line in self.lines)
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    handler = Heard()
+    log = logging.getLogger("fedmq.agent")
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+    log.setLevel(before)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Topics of chunks that the agent subscribes to."""
+    from mqtt_session.session import Session
+
+    topics: list[str] = []
+    real = Session.subscribe
+
+    async def subscribe(self: Session, filters: Any, *, qos: int) -> None:
+        filters = list(filters)
+        assert len(filters) <= 8
+        topics.extend(topic for topic in filters if "/blob/" in topic)
+        await real(self, filters, qos=qos)
+
+    monkeypatch.setattr(Session, "subscribe", subscribe)
+    return topics
+
+
+# -- the way of one update --------------------------------------------------------------------
+
+
+async def test_a_device_adopts_a_model_and_sends_what_it_learnt(broker, tmp_path) -> None:
+    model = Model(3)
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(model)
+        update = await server.update()
+        residual = there.spool.load("residual")
+    assert (update.epoch, update.boot, update.seq, update.base_version) == (1, 77, 1, 3)
+    assert update.base_digest == base_digest(model.manifest.model_digest)
+    assert update.spec_digest == SPEC.params.short_digest
+    assert (update.num_examples, dict(update.metrics)) == (5, {"loss": 0.25})
+    codec = codec_by_name("topk_int8")
+    assert update.codec == codec.codec_id
+    assert residual is not None
+    left = np.frombuffer(residual, dtype="<f4")
+    learnt = to_dense(codec.decode(memoryview(bytes(update.payload)), SIZE), SIZE) + left
+    trained = model.params + np.linspace(0.5, 1, SIZE, dtype=np.float32)
+    np.testing.assert_allclose(learnt, trained - model.params, rtol=1e-6)
+
+
+async def test_an_update_is_sent_again_until_its_receipt_comes(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        first, second, third = [await server.update() for _ in range(3)]
+        assert first == second == third
+        await server.settle(third)
+        await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+        await server.keep_model(Model(2))
+        after = [await server.update_from(Model(2)) for _ in range(3)]
+        assert {update.seq for update in after} == {2}
+
+
+async def test_a_settled_update_is_never_sent_again(broker, tmp_path) -> None:
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path) as there:
+            await server.keep_spec()
+            await server.keep_model(Model(1))
+            await server.settle(await server.update())
+            await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+        while not server._inbox.empty():  # what was on its way already
+            server._inbox.get_nowait()
+        async with device(broker, tmp_path):
+            await server.keep_model(Model(2))
+            assert (await server.update()).seq == 2
+
+
+async def test_a_refusal_settles_an_update_too(broker, tmp_path, heard) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        await server.settle(await server.update(), Reason.TOO_STALE)
+        await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+    assert heard.count("update_rejected seq=1 reason=too_stale") >= 1
+
+
+async def test_a_receipt_for_another_boot_settles_nothing(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        update = await server.update()
+        await server.settle(update, boot=78)
+        await server.keep_model(Model(2))  # comes after the receipt, on the same connection
+        await server.update_from(Model(2))
+        assert [each.seq for each in there.spool.open_updates()] == [1, 2]
+
+
+async def test_receipts_out_of_order_settle_by_their_bits(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        for version in (1, 2):
+            await server.keep_model(Model(version))
+            update = await server.update_from(Model(version))
+        await server.settle(update, low=0, settled=0b10)
+        await eventually(lambda: len(there.spool.open_updates()) == 1, "the second is settled")
+        assert [each.seq for each in there.spool.open_updates()] == [1]
+
+
+# -- models -----------------------------------------------------------------------------------
+
+
+async def test_an_older_manifest_is_ignored(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(5, epoch=2))
+        await server.update_from(Model(5, epoch=2))
+        await server.keep_model(Model(4, epoch=2))
+        await server.keep_model(Model(9, epoch=1))
+        await server.keep_model(Model(0, epoch=3))  # a new epoch begins at version 0
+        await server.update_from(Model(0, epoch=3))
+        assert there.trainer.started_from == [205, 300]
+
+
+async def test_a_half_received_model_is_resumed_chunk_by_chunk(broker, tmp_path, asked) -> None:
+    model = Model(1)
+    async with device(broker, tmp_path) as there:
+        async with server_side(broker) as server:
+            await server.keep_spec()
+            await server.keep_chunks(model.chunks[:8] + model.chunks[10:11])
+            await server.keep_manifest(model.manifest)
+            have = there.spool
+            await eventually(lambda: len(have.chunks(model.blob)) == 9, "9 chunks are kept")
+        broker.stop()
+        await eventually(lambda: not there.agent.online, "the device notices")
+        asked.clear()
+        broker.start()  # it has forgotten everything
+        async with server_side(broker) as server:
+            await server.keep_spec()
+            await server.keep_chunks([model.chunk(index) for index in (8, 9, 11, 12)])
+            await server.keep_manifest(model.manifest)
+            await server.update_from(model)
+    assert set(asked) == {TOPICS.chunk(model.blob, index) for index in (8, 9, 11, 12)}
+
+
+async def test_a_half_received_model_survives_a_restart_of_the_device(
+    broker, tmp_path, asked
+) -> None:
+    model = Model(1)
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path) as there:
+            await server.keep_spec()
+            await server.keep_chunks(model.chunks[:8])
+            await server.keep_manifest(model.manifest)
+            have = there.spool
+            await eventually(lambda: len(have.chunks(model.blob)) == 8, "8 chunks are kept")
+        asked.clear()
+        await server.keep_chunks(model.chunks[8:])
+        async with device(broker, tmp_path):
+            await server.update_from(model)
+    assert sorted(asked) == sorted(TOPICS.chunk(model.blob, index) for index in range(8, CHUNKS))
+
+
+async def test_a_swept_chunk_makes_the_device_read_the_manifest_again(
+    broker, tmp_path, heard
+) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_chunks(Model(1).chunks[:5])
+        await server.keep_manifest(Model(1).manifest)
+        await eventually(lambda: heard.count("silence blob=k1-1") >= 1, "it waits in vain")
+        await server.keep_model(Model(2))
+        await server.update_from(Model(2))
+        assert there.trainer.started_from == [102]
+        assert there.spool.chunks("k1-1") == {}
+
+
+async def test_a_model_whose_chunks_come_late_is_adopted(broker, tmp_path, heard) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path):
+        await server.keep_spec()
+        await server.keep_manifest(Model(1).manifest)
+        await eventually(lambda: heard.count("silence blob=k1-1") >= 2, "it asks again")
+        await server.keep_chunks(Model(1).chunks)
+        await server.update_from(Model(1))
+
+
+async def test_a_blob_with_another_digest_is_never_adopted(broker, tmp_path, heard) -> None:
+    model = Model(1)
+    pieces = [*model.chunks[:-1], (model.chunks[-1][0], bytes(len(model.chunks[-1][1])))]
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_chunks(pieces)
+        await server.keep_manifest(model.manifest)
+        await eventually(lambda: heard.count("model_refused version=1") >= 1, "it is refused")
+        assert there.spool.load("params") is None
+        assert there.spool.load("manifest") is None
+        await server.keep_model(Model(2))
+        await server.update_from(Model(2))
+        assert there.trainer.started_from == [102]
+
+
+async def test_garbage_on_every_topic_is_ignored(broker, tmp_path, heard) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        for topic in (TOPICS.spec, TOPICS.model, TOPICS.receipt(DEVICE)):
+            await server.keep(topic, b"\xff not a message")
+        await eventually(lambda: heard.count("ignored topic=") == 3, "all three are told")
+        for topic in (TOPICS.spec, TOPICS.model, TOPICS.receipt(DEVICE)):
+            await server.keep(topic, b"")  # cleared, which is no error
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        update = await server.update()
+        await server.keep(TOPICS.receipt(DEVICE), b"\x98")
+        await server.settle(update)
+        await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+    assert heard.count("ignored topic=") == 4
+
+
+async def test_a_trainer_that_returns_nan_sends_nothing(broker, tmp_path, heard) -> None:
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path, trainer=Tiny(bad=True)) as there:
+            await server.keep_spec()
+            await server.keep_model(Model(1))
+            await eventually(lambda: heard.count("trainer_failed") == 1, "it is told")
+            assert there.agent.online
+            assert (there.spool.open_updates(), there.spool.created) == ([], 0)
+            assert there.spool.load("residual") is None
+        async with device(broker, tmp_path) as there:
+            assert (await server.update()).base_version == 1
+            assert there.created[0] == 1, "no number was used up"
+
+
+# -- offline ----------------------------------------------------------------------------------
+
+
+async def test_training_goes_on_offline_and_replaces_what_was_not_sent(broker, tmp_path) -> None:
+    model = Model(1)
+    there_before = tmp_path / "spool.sqlite"
+    spool = Spool(there_before, new_boot=lambda: Boot(77))
+    spool.save(
+        spec=spec_to_json(SPEC),
+        manifest=encode_manifest(model.manifest),
+        params=model.params.tobytes(),
+    )
+    spool.close()
+    broker.stop()
+    async with device(broker, tmp_path) as there:
+        await eventually(lambda: there.created == [1, 2, 3, 4], "four rounds on one base")
+        assert not there.agent.online
+        assert [(each.seq, each.sent) for each in there.spool.open_updates()] == [(4, False)]
+        assert there.spool.superseded == 3
+        assert there.trainer.started_from == pytest.approx([101, 101.5, 102, 102.5])
+        residual = there.spool.load("residual")
+        broker.start()
+        async with server_side(broker) as server:
+            update = await server.update()
+    assert update.seq == 4
+    codec = codec_by_name("topk_int8")
+    assert residual is not None
+    left = np.frombuffer(residual, dtype="<f4")
+    learnt = to_dense(codec.decode(memoryview(bytes(update.payload)), SIZE), SIZE) + left
+    expected = 4 * np.linspace(0.5, 1, SIZE, dtype=np.float32)
+    np.testing.assert_allclose(learnt, expected, rtol=1e-3, err_msg="all four rounds, once")
+
+
+async def test_a_restart_keeps_the_boot_and_what_is_open(broker, tmp_path) -> None:
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path, boot=77) as there:
+            await server.keep_spec()
+            await server.keep_model(Model(1))
+            first = await server.update()
+            before = there.spool.open_updates()
+        async with device(broker, tmp_path, boot=99) as there:
+            assert there.spool.open_updates() == before
+            await server.birth()
+            again = await server.update()
+            assert again == first
+            assert there.trainer.started_from == [], "what was trained is not trained again"
+            await server.settle(again)
+            await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+
+
+async def test_a_drained_device_still_sends_but_begins_nothing(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        await server.update()
+        there.agent.drain()
+        await server.keep_model(Model(2))
+        await eventually(lambda: there.spool.load("params") == Model(2).params.tobytes(), "adopted")
+        update = await server.update()
+        await server.settle(update)
+        await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+        assert there.created == [1]
