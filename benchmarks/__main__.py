@@ -1,0 +1,22 @@
+"""`python -m benchmarks`: all of them, one after the other; 1 when any aim is missed."""
+
+import sys
+from typing import Final
+
+from benchmarks import fold, ingest, install
+from benchmarks.report import run
+
+ALL: Final = {
+    "fold": ("Fold updates from wire bytes, against plain numpy.", fold.measure),
+    "ingest": ("Durable ingest, against a bare subscriber.", ingest.measure),
+    "install": ("The size of fedmq[edge] on disk and in memory.", install.measure),
+}
+
+
+def main() -> int:
+    """Run all with the same arguments; with --json one object a line."""
+    return max([run(name, about, measure) for name, (about, measure) in ALL.items()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
