@@ -7,7 +7,8 @@ Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", arXiv 1903.03934, 
     hinge         S(s) = 1 if s <= b else 1 / (a (s - b) + 1)
 
 FedBuff (Nguyen et al., arXiv 2106.06639) uses polynomial with a = 1/2. A fresh update weighs
-exactly 1 under all three. Python floats; never an array function, whose bits differ by machine.
+exactly 1 under all three. Python floats, rounded to float32 where they meet an array: the C
+libraries' `pow` may differ in the last bit of a float64, and float32 hides it.
 """
 
 from collections.abc import Callable

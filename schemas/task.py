@@ -42,7 +42,7 @@ class StrategyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: `fedbuff` or `fedasync`.
         buffer_size: FedBuff's K.
         server_lr: FedBuff's eta_g.
-        momentum: FedBuff's server momentum beta, in [0, 1).
+        momentum: FedBuff's server momentum beta, in [0, 0.9999].
         alpha: FedAsync's mixing rate, in (0, 1].
         staleness: the staleness weight.
         max_staleness: an update staler than this many versions is refused.
@@ -55,7 +55,7 @@ class StrategyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Literal["fedbuff", "fedasync"] = "fedbuff"
     buffer_size: Count = 10
     server_lr: Positive = 1.0
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    momentum: Annotated[float, msgspec.Meta(ge=0, le=0.9999)] = 0.0
     alpha: Share = 0.6
     staleness: StalenessOptions = StalenessOptions()
     max_staleness: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 64
