@@ -11,7 +11,7 @@ from aggregator.checkpoint import vector_from_bytes, vector_to_bytes
 from aggregator.store import as_bytes, pack_for_lua
 from schemas.errors import ConfigError, InvariantError
 from schemas.keys import TASKS, TaskKeys
-from schemas.log import SpecSet, to_fields
+from schemas.log import SpecSet, from_fields, to_fields
 from schemas.messages import Manifest
 from schemas.names import TaskName
 from schemas.params import Params
@@ -25,6 +25,7 @@ _CREATE_LUA: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2])
 redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(ARGV[3])))
+redis.call('SADD', KEYS[3], ARGV[4])
 return 1
 """
 
@@ -62,12 +63,11 @@ async def create_task(
 
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
-    created: Any = await redis.eval(
-        _CREATE_LUA, 2, keys.origin, keys.log, epoch, vector_to_bytes(params), pack_for_lua(entry)
-    )
+    names = (keys.origin, keys.log, TASKS)
+    values = (epoch, vector_to_bytes(params), pack_for_lua(entry), task)
+    created: Any = await redis.eval(_CREATE_LUA, len(names), *names, *values)
     if not created:
         raise ConfigError("task", f"{task!r} exists already; choose another name")
-    await redis.sadd(TASKS, task)
 
 
 async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None:
@@ -88,9 +88,14 @@ async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None
 
 
 async def task_spec(redis: Redis, task: TaskName) -> TaskSpec | None:
-    """The specification as the first or newest log entry that was folded says."""
-    raw = await redis.get(TaskKeys(task).spec)
-    return None if raw is None else spec_from_json(as_bytes(raw))
+    """The specification that was folded last; before any was, the one the task begins with."""
+    keys = TaskKeys(task)
+    raw = await redis.get(keys.spec)
+    if raw is not None:
+        return spec_from_json(as_bytes(raw))
+    first: Any = await redis.xrange(keys.log, count=1)
+    entry = from_fields(first[0][1]) if first else None
+    return spec_from_json(entry.json) if isinstance(entry, SpecSet) else None
 
 
 async def task_status(redis: Redis, task: TaskName) -> dict[str, object] | None:

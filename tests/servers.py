@@ -8,6 +8,8 @@ A server is ready when it answers, never after a while. Each process is ended by
 """
 
 import getpass
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -111,7 +113,7 @@ def mosquitto(
     ]
     config = directory / f"mosquitto-{port}.conf"
     config.write_text("\n".join(lines) + "\n")
-    yield from _run(("/usr/sbin/mosquitto", "-c", str(config)), port, directory, _accepts)
+    yield from _run((_program("mosquitto"), "-c", str(config)), port, directory, _accepts)
 
 
 @contextmanager
@@ -138,11 +140,19 @@ def redis_server(
     port: int | None = None,
     appendfsync: str = "always",
     extra: Sequence[str] = (),
-    executable: str = "/usr/bin/redis-server",
+    executable: str | None = None,
 ) -> Iterator[Server]:
     """A Redis with an append-only file; `extra` is appended to its command line."""
     port = port or free_port()
-    command = [executable, "--port", str(port), "--bind", HOST, "--dir", str(directory)]
+    command = [
+        executable or _program("redis-server"),
+        "--port",
+        str(port),
+        "--bind",
+        HOST,
+        "--dir",
+        str(directory),
+    ]
     command += ["--appendonly", "yes", "--appendfsync", appendfsync, "--save", "", *extra]
     yield from _run(command, port, directory, _pongs)
 
@@ -175,6 +185,14 @@ def _run(
         yield server
     finally:
         server.stop()
+
+
+def _program(name: str) -> str:
+    """Find a server where distributions put it: not every PATH has sbin."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise ServerFailedError(f"{name} is not installed: make servers")
+    return found
 
 
 def _accepts(port: int) -> bool:

@@ -65,7 +65,8 @@ def lost_updates(
 
 def in_words(summary: Summary) -> str:
     """The summary in plain words."""
-    ratio = summary.bytes_up_float32 / max(1, summary.payload_bytes_up)
+    payload = summary.payload_bytes_up
+    saved = f": {summary.bytes_up_float32 / payload:.0f} times less than float32" if payload else ""
     verdict = "reached" if summary.accuracy >= summary.target else "did NOT reach"
     rejected = sum(summary.updates_rejected.values())
     return (
@@ -77,10 +78,12 @@ def in_words(summary: Summary) -> str:
         f"{summary.updates_lost} lost.\n"
         f"Their links were cut {summary.links_cut} times; {summary.duplicates_dropped} updates "
         f"that came twice were counted once.\n"
-        f"Up went {_kb(summary.bytes_up)} in all, {_kb(summary.payload_bytes_up)} of it payload: "
-        f"{ratio:.0f} times less than float32. Down came {_kb(summary.bytes_down)}."
+        f"Up went {_bytes(summary.bytes_up)} in all, {_bytes(payload)} of it payload{saved}. "
+        f"Down came {_bytes(summary.bytes_down)}."
     )
 
 
-def _kb(count: int) -> str:
+def _bytes(count: int) -> str:
+    if count < 1_000:
+        return f"{count} B"
     return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
