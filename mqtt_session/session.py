@@ -78,6 +78,21 @@ class _BatchingClient(aiomqtt.Client):
         if not self._connected.cancelled():
             super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        """Watch for room to write, unless the socket was closed before the loop came to it."""
+        self._loop.call_soon_threadsafe(self._watch, client, sock)
+
+    def _watch(self, client: Any, sock: Any) -> None:
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write, client)
+
+    def _write(self, client: Any) -> None:
+        try:
+            client.loop_write()
+        except Exception as exc:  # noqa: BLE001 - as aiomqtt does: whatever it is, the link is gone
+            if not self.gone.done():
+                self.gone.set_exception(exc)
+
     @property
     def gone(self) -> "asyncio.Future[None]":
         """Done when the connection is."""
@@ -164,11 +179,14 @@ async def connect(
     paho.manual_ack_set(manual_ack)
     paho.connect_timeout = settings.mqtt_connect_timeout_s
     connected = client._connected  # noqa: SLF001 - aiomqtt forgets it when it fails
+    entered = False
     try:
         async with client:
+            entered = True
             yield Session(client)
     finally:
-        paho._sock_close()  # noqa: SLF001 - aiomqtt leaves it open where CONNACK never came
+        if not entered:  # after what paho has told the loop already about its socket
+            asyncio.get_running_loop().call_soon(paho._sock_close)  # noqa: SLF001 - aiomqtt won't
         for future in (client.gone, connected):
             if future.done() and not future.cancelled():
                 future.exception()  # seen: asyncio need not complain that nobody looked

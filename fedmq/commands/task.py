@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,9 @@ def show(
         return
     table = Table(title=f"task {task}", show_header=False)
     for key, value in status.items():
-        if key != "task":
+        if key == "at_ms" and isinstance(value, int):
+            table.add_row("as of", f"{datetime.fromtimestamp(value / 1000, UTC):%F %T} UTC")
+        elif key != "task":
             table.add_row(key.replace("_", " "), _plain(value))
     Console().print(table)
 

@@ -244,3 +244,17 @@ async def test_a_failure_that_is_not_the_links_is_passed_on(broker) -> None:
 
 def test_a_link_error_is_aiomqtts_own() -> None:
     assert LinkError is aiomqtt.MqttError
+
+
+async def test_a_socket_that_closes_with_something_to_write_is_no_complaint(broker) -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context))
+    async with connect(to(broker.port), client_id="me", clean=True) as session:
+        publishing = asyncio.ensure_future(session.publish("x", b"1"))
+        await asyncio.sleep(0)  # paho has asked the loop to watch its socket
+        session._client._client._sock_close()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        publishing.cancel()
+    assert complaints == []
