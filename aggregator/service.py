@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from aggregator.fold import Changes, Fold
 from aggregator.settings import AggregatorSettings
 from aggregator.store import Position, TaskStore, as_bytes, connect
+from lifetimes.together import end
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import Arrived, Entry
 from schemas.names import TaskName, task_name
@@ -48,11 +49,8 @@ async def serve(settings: AggregatorSettings) -> None:
                     serving = _keep_serving(TaskName(task), settings, token)
                     running[task] = asyncio.create_task(serving, name=name)
             await asyncio.sleep(1.0)
-    finally:  # a library may swallow one cancellation: repeat it until it is obeyed
-        while pending := [session for session in running.values() if not session.done()]:
-            for session in pending:
-                session.cancel()
-            await asyncio.wait(pending, timeout=0.5)
+    finally:
+        await end(running.values())
 
 
 async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,15 +36,7 @@ from redis import Redis
 from aggregator.store import connect
 from aggregator.tasks import create_task
 from benchmarks.report import Aim, Arguments, Report, generator, progress, run
-from benchmarks.servers import (
-    HOST,
-    INFLIGHT,
-    cpu_seconds,
-    fedmq,
-    free_port,
-    mosquitto,
-    redis_server,
-)
+from benchmarks.servers import cpu_seconds, fedmq
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.keys import TaskKeys
 from schemas.messages import ModelUpdate
@@ -53,12 +45,14 @@ from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_dig
 from schemas.task import PublishOptions, StrategyOptions, TaskSpec
 from schemas.topics import DEFAULT_PREFIX, TaskTopics
 from schemas.wire import encode_update
+from tests.servers import HOST, mosquitto, redis_server
 
 BARE_PREFIX: Final = "plain/v1"
 """As long as fedmq's own prefix, and not heard by the bridge."""
 
 DEVICES: Final = 100
 PATIENCE_S: Final = 120.0
+INFLIGHT: Final = 100
 
 Message = tuple[str, bytes]
 
@@ -113,18 +107,22 @@ def measure(arguments: Arguments) -> Report:
 
 @contextmanager
 def _servers(folder: Path) -> Iterator[Place]:
-    mqtt_port, redis_port = free_port(), free_port()
-    redis = ("--redis-url", f"redis://{HOST}:{redis_port}/0")
-    with ExitStack() as stack:
-        pids = {
-            "mosquitto": stack.enter_context(mosquitto(folder, mqtt_port)),
-            "redis": stack.enter_context(redis_server(folder, redis_port)),
-            "bridge": stack.enter_context(
-                fedmq(folder, "bridge", "--mqtt-port", str(mqtt_port), *redis)
-            ),
-            "aggregator": stack.enter_context(fedmq(folder, "aggregator", *redis)),
-        }
-        yield Place(mqtt_port, redis_port, pids)
+    with (
+        mosquitto(folder, max_inflight=INFLIGHT, max_queued=1_000_000) as broker,
+        redis_server(folder) as redis,
+    ):
+        mqtt_port, url = str(broker.port), f"redis://{HOST}:{redis.port}/0"
+        with (
+            fedmq(folder, "bridge", "--mqtt-port", mqtt_port, "--redis-url", url) as bridge,
+            fedmq(folder, "aggregator", "--redis-url", url) as aggregator,
+        ):
+            pids = {
+                "mosquitto": broker.process.pid,
+                "redis": redis.process.pid,
+                "bridge": bridge,
+                "aggregator": aggregator,
+            }
+            yield Place(broker.port, redis.port, pids)
 
 
 def _compare(place: Place, load: Load, repeats: int, seed: int, report: Report) -> float:

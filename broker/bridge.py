@@ -20,10 +20,10 @@ from broker.downlink import carry_downlink
 from broker.queue import Queue, connect
 from broker.routing import Routed, route
 from broker.settings import BridgeSettings
+from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError, Session, keep_connected
 from mqtt_session.session import connect as connect_mqtt
-from mqtt_session.together import end, together
 from schemas.messages import Receipt
 from schemas.names import Boot, Epoch, ModelVersion, TaskName
 from schemas.outcomes import Reason

@@ -6,21 +6,17 @@ import importlib
 import logging
 import os
 import random
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from edge_agent.agent import Agent, Entropy
+from edge_agent.agent import Agent, entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
 from schemas.errors import ConfigError
-from schemas.names import Boot, device_id, task_name
 from schemas.settings import load_settings
 from schemas.task import Option
 
@@ -107,25 +103,9 @@ def load_trainer(path: str, options: dict[str, Option]) -> Trainer:
         raise ConfigError("option", f"{class_name} refuses its options: {exc}") from exc
 
 
-def spool_path(settings: AgentSettings) -> Path:
-    """Where a device keeps what it must not forget of a task. Raises ConfigError."""
-    name = f"{task_name(settings.task)}.{device_id(settings.device)}.sqlite"
-    return Path(settings.state_dir) / name
-
-
-def entropy_of(seed: int) -> Entropy:
-    """Generators for rounds of training: repeatable with a seed, the machine's own without."""
-
-    def generator(number: int) -> "np.random.Generator":
-        # the shell makes the generators that the core is given
-        return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
-
-    return generator
-
-
 async def _run(settings: AgentSettings) -> None:
     trainer = load_trainer(settings.trainer, dict(settings.options))
-    spool = Spool(spool_path(settings), new_boot=lambda: Boot(secrets.randbits(32) or 1))
+    spool = Spool(Path(settings.state_dir) / settings.spool_name)
     rng = random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311 - jitter only
     agent = Agent(settings, trainer, spool, entropy=entropy_of(settings.seed), rng=rng)
     running = asyncio.ensure_future(agent.run())
@@ -148,12 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = _settings(parsed)
         asyncio.run(_run(settings))
-    except* ConfigError as group:
-        print(f"fedmq-agent: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - a CLI speaks
-        raise SystemExit(2) from None
-    except* OSError as group:
-        print(f"fedmq-agent: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - a CLI speaks
-        raise SystemExit(1) from None
+    except (ConfigError, OSError) as exc:
+        print(f"fedmq-agent: {exc}", file=sys.stderr)  # noqa: T201 - a CLI speaks
+        raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None
 
 
 if __name__ == "__main__":

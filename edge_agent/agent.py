@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -20,9 +20,9 @@ from edge_agent.link import Link
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Base, Spool
 from edge_agent.trainer import Trainer, TrainResult
+from lifetimes.together import together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Session, Will, connect, keep_connected
-from mqtt_session.together import together
 from schemas.codecs import codec_by_name
 from schemas.errors import ConfigError
 from schemas.messages import Manifest, ModelUpdate
@@ -40,8 +40,18 @@ OnCreated: TypeAlias = Callable[[Boot, Seq], None]
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
-RETRY_S = 30.0
+RETRY_S: Final = 30.0
 """How long to wait after a trainer has failed."""
+
+
+def entropy_of(seed: int) -> Entropy:
+    """Generators for rounds of training: repeatable with a seed, the machine's own below 0."""
+
+    def generator(number: int) -> "np.random.Generator":
+        # the shell makes the generators that the core is given
+        return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
+
+    return generator
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ import msgspec
 from edge_agent.download import assemble, fits, next_window
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import OpenUpdate, Spool
+from lifetimes.together import together
+from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, Session
-from mqtt_session.together import together
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq
@@ -58,11 +59,13 @@ class Link:
         self._spool = spool
         self._rng = rng
         self._on_news = on_news
+        self._resend = Backoff(settings.resend_s, settings.resend_longest_s)
+        self._again = Backoff(settings.silence_s, settings.resend_longest_s)
         self._wanted: Manifest | None = None
         self._wake_sender = asyncio.Event()
         self._wake_fetcher = asyncio.Event()
         self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._refusals = 0
 
     def wake(self) -> None:
         """There is something to send."""
@@ -105,6 +108,7 @@ class Link:
         elif message.topic == topics.spec:
             spec_from_json(payload)
             await asyncio.to_thread(self._spool.save, spec=payload)
+            self._wake_fetcher.set()
             await self._on_news()
         else:
             self._chunks.put_nowait((message.topic, payload))
@@ -143,14 +147,25 @@ class Link:
             await self._wake_fetcher.wait()
             self._wake_fetcher.clear()
             manifest = self._wanted
-            stored = self._stored_manifest()
-            if manifest is None or manifest == stored:
+            if manifest is None or manifest == self._stored_manifest() or not self._fits(manifest):
                 continue
             if await self._fetch_blob(session, manifest):
+                self._refusals = 0
                 await self._on_news()
-            elif self._wanted is manifest:  # silence: swept, or the broker lost it
+            elif self._wanted is manifest:  # swept, lost by the broker, or wrong
                 self._wanted = None
                 await session.subscribe([self._topics.model], qos=1)
+
+    def _fits(self, manifest: Manifest) -> bool:
+        """Whether a blob of this size can be a model of the task; not before its spec is here."""
+        raw = self._spool.load("spec")
+        if raw is None:
+            return False
+        bound = 4 * spec_from_json(raw).params.size
+        if manifest.blob_bytes > bound:
+            size = manifest.blob_bytes
+            log.warning("model_refused version=%d bytes=%d above=%d", manifest.version, size, bound)
+        return manifest.blob_bytes <= bound
 
     async def _fetch_blob(self, session: Session, manifest: Manifest) -> bool:
         """Fetch one blob; False when its chunks do not come or another model is wanted."""
@@ -169,6 +184,8 @@ class Link:
         except WireError as exc:
             log.warning("model_refused version=%d error=%s", manifest.version, exc)
             await asyncio.to_thread(self._spool.drop_chunks)
+            self._refusals += 1  # it may be as wrong the next time: do not spend the link on it
+            await _wait(self._wake_fetcher, self._again.bound_s(self._refusals))
             return False
         await asyncio.to_thread(self._adopt, manifest, blob)
         return True
@@ -191,8 +208,8 @@ class Link:
                     index = places.get(topic, -1)
                     if fits(manifest, index, data):
                         found[index] = data
-                        later = self._loop.time() + self._settings.silence_s
-                        patience.reschedule(later)
+                        now = asyncio.get_running_loop().time()
+                        patience.reschedule(now + self._settings.silence_s)
         except TimeoutError:
             log.info("silence blob=%s: reading the manifest again", manifest.blob)
         await session.unsubscribe(list(places))
@@ -215,20 +232,20 @@ class Link:
                     tries[update.seq] = tries.get(update.seq, 0) + 1
                     due[update.seq] = monotonic() + self._pause(tries[update.seq])
             nearest = min((due[u.seq] for u in updates), default=now + 3600.0)
-            await self._wait(nearest - monotonic())
+            await _wait(self._wake_sender, nearest - monotonic())
 
     def _first_due(self, update: OpenUpdate, now: float) -> float:
         """At once; one that was sent before leaves its Receipt a moment to arrive."""
         return now + self._rng.uniform(0.2, 1.0) if update.sent else now
 
     def _pause(self, tries: int) -> float:
-        settings = self._settings
-        bound = min(settings.resend_longest_s, settings.resend_s * 2.0 ** min(tries - 1, 32))
-        return bound * self._rng.uniform(0.8, 1.2)
+        return self._resend.bound_s(tries) * self._rng.uniform(0.8, 1.2)
 
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._wake_sender.wait()
-        except TimeoutError:
-            return
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but not longer than this."""
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 
 from mqtt_session.settings import MqttSettings
+from schemas.names import device_id, task_name
 from schemas.task import Option
 
 
@@ -34,3 +35,8 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
     silence_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     reconnect_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     seed: Annotated[int, msgspec.Meta(ge=-1)] = -1
+
+    @property
+    def spool_name(self) -> str:
+        """The file in `state_dir` that holds what must not be forgotten. Raises ConfigError."""
+        return f"{task_name(self.task)}.{device_id(self.device)}.sqlite"

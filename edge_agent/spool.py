@@ -5,6 +5,7 @@ residual that it leaves behind are written in one transaction. The boot number i
 file is made, so a replaced card is a new boot. Refuses a file of another version.
 """
 
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,10 +37,15 @@ class OpenUpdate:
     message: bytes
 
 
+def fresh_boot() -> Boot:
+    """Draw a boot number: 1 to 2^32 - 1."""
+    return Boot(secrets.randbits(32) or 1)
+
+
 class Spool:
     """One task's file. Safe to call from several threads, one at a time."""
 
-    def __init__(self, path: Path, *, new_boot: Callable[[], Boot]) -> None:
+    def __init__(self, path: Path, *, new_boot: Callable[[], Boot] = fresh_boot) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)

@@ -17,5 +17,8 @@ class Backoff:
 
     def delay_s(self, failures: int, rng: random.Random) -> float:
         """The wait after `failures` failures in a row (1 or more)."""
-        bound = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 32))
-        return bound * (1.0 - rng.random())
+        return self.bound_s(failures) * (1.0 - rng.random())
+
+    def bound_s(self, failures: int) -> float:
+        """The longest that this wait may be."""
+        return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 32))

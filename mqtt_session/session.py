@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import aiomqtt
 
+from lifetimes.together import together
 from mqtt_session.backoff import Backoff
 from mqtt_session.settings import MqttSettings
-from mqtt_session.together import together
 
 log = logging.getLogger("fedmq.mqtt")
 _paho_log = logging.getLogger("fedmq.mqtt.paho")

@@ -31,12 +31,11 @@ class Dense:
 class Sparse:
     """Some coordinates: int64 indices and float32 values of one length.
 
-    `distinct` says that no index is repeated (a codec that carries a multiset sets it to False).
+    An index may be repeated: its values add up (a codec may carry a multiset).
     """
 
     indices: NDArray[np.int64]
     values: Params
-    distinct: bool = True
 
 
 Delta: TypeAlias = Dense | Sparse

@@ -127,7 +127,7 @@ def lab_broker(
 ) -> Iterator[Server]:
     """The lab broker in a process of its own; it forgets everything when it ends."""
     port = port or free_port()
-    command = [sys.executable, "-m", "broker.lab", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "fedmq.cli", "lab-broker", "--host", HOST, "--port", str(port)]
     command += ["--max-inflight", str(max_inflight), "--max-queued", str(max_queued)]
     command += ["--max-packet", str(max_packet)]
     yield from _run(command, port, directory, _accepts)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edge_agent.trainer import TrainResult
+from edge_agent.trainers.data import examples_of
 from edge_agent.trainers.evaluation import accuracy, cross_entropy
 from edge_agent.trainers.examples import Examples
-from edge_agent.trainers.layers import LayerNames, check_layers
+from edge_agent.trainers.layers import LayerNames, Tensors, check_layers
 from edge_agent.trainers.network import gradients
 from edge_agent.trainers.sgd import Gradient, descend, descent_of
 from schemas.delta import peak
@@ -63,3 +64,38 @@ def _metrics(
         "loss_after": cross_entropy(after, x, y),
         "accuracy": accuracy(after, x, y),
     }
+
+
+class LocalTrainer:
+    """A network on this device's own examples: what the built-in trainers have in common.
+
+    Args:
+        features: real numbers, shape (n, ...); every example is laid flat.
+        labels: whole numbers from 0, shape (n,).
+        data: instead of both, an .npz file with the keys `x` and `y`.
+
+    Raises:
+        ValueError: the examples are empty, not finite or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        features: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        *,
+        data: str = "",
+    ) -> None:
+        self._examples = examples_of(features, labels, data)
+
+    def train(
+        self,
+        tensors: Mapping[str, NDArray[np.float32]],
+        options: TrainOptions,
+        rng: "np.random.Generator",
+    ) -> TrainResult:
+        """See `Trainer.train`. `options.options`: momentum, weight_decay, prox."""
+        return train_network(self.layers(tensors), self._examples, tensors, options, rng)
+
+    def layers(self, tensors: Tensors) -> LayerNames:
+        """Find the layers. Raises ValueError where another trainer is meant."""
+        raise NotImplementedError

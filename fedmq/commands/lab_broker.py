@@ -1,12 +1,15 @@
 """`fedmq lab-broker`: the embedded MQTT broker, for laptops, demos and tests."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from broker.lab import LabBroker
+from broker.lab import LabBroker, Limits
 from fedmq.commands.running import LogLevel, run
+from schemas.errors import ConfigError
+
+LIMITS: Final = Limits()
 
 
 def lab_broker(
@@ -14,6 +17,15 @@ def lab_broker(
         str, typer.Option(help="Where to listen. Loopback unless you know who else can reach it.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one and prints it.")] = 1883,
+    max_packet: Annotated[int, typer.Option(min=1, help="Largest packet, in bytes.")] = (
+        LIMITS.max_packet
+    ),
+    max_inflight: Annotated[
+        int, typer.Option(min=1, max=65_535, help="Messages sent to a client and not acknowledged.")
+    ] = LIMITS.max_inflight,
+    max_queued: Annotated[
+        int, typer.Option(min=1, help="Messages kept for a client that is away; more are dropped.")
+    ] = LIMITS.max_queued,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a small MQTT 3.1.1 broker for laptops, demos and tests.
@@ -22,10 +34,14 @@ def lab_broker(
 
     Example: fedmq lab-broker --port 1883
     """
-    run(_serve(host, port), log_level)
+    try:
+        limits = Limits(max_packet=max_packet, max_inflight=max_inflight, max_queued=max_queued)
+    except ValueError as exc:
+        raise ConfigError("limits", str(exc)) from exc
+    run(_serve(host, port, limits), log_level)
 
 
-async def _serve(host: str, port: int) -> None:
-    async with LabBroker(host=host, port=port) as broker:
+async def _serve(host: str, port: int, limits: Limits) -> None:
+    async with LabBroker(host=host, port=port, limits=limits) as broker:
         typer.echo(f"lab broker on {host}:{broker.port} - for labs only: no users, no TLS, no disk")
         await asyncio.Event().wait()

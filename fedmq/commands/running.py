@@ -65,10 +65,7 @@ def run(coroutine: Coroutine[Any, Any, None], log_level: str = "info") -> None:
         coroutine.close()
         raise ConfigError("log_level", f"{log_level!r} must be debug, info, warning or error")
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    try:
-        asyncio.run(_until_told(coroutine))
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
+    asyncio.run(_until_told(coroutine))
 
 
 async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -80,11 +77,6 @@ async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
         await task
     except asyncio.CancelledError:
         logging.getLogger("fedmq").info("stopped")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,14 +2,12 @@
 
 import asyncio
 import random
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.__main__ import entropy_of, spool_path
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainers import MlpTrainer
@@ -18,7 +16,7 @@ from fedmq.demo.summary import DeviceAccount
 from fedmq.demo.witness import Witness
 from fedmq.simulator.flaky_link import FlakyLink, flaky_link
 from fedmq.simulator.outages import Weather
-from schemas.names import Boot, TaskName
+from schemas.names import TaskName
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ async def fleet(
 def _device(
     settings: AgentSettings, part: Examples, link: FlakyLink, rng: random.Random, folder: Path
 ) -> Device:
-    spool = Spool(spool_path(settings), new_boot=lambda: Boot(secrets.randbits(32) or 1))
+    spool = Spool(Path(settings.state_dir) / settings.spool_name)
     witness = Witness(folder / "devices" / f"{settings.device}.witness.jsonl")
     agent = Agent(
         settings,

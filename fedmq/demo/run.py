@@ -16,7 +16,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from aggregator.store import connect
-from aggregator.tasks import create_task, epoch_at, published_model, task_status
+from aggregator.tasks import create_task, published_model, task_status
 from edge_agent.trainers import accuracy
 from edge_agent.trainers.examples import Examples
 from fedmq.demo.curve import draw
@@ -95,7 +95,7 @@ async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
     (folder / "devices").mkdir(parents=True)
     async with servers(folder) as where, connect(where.redis_url) as redis:
         params = initial_params(spec.params, InitOptions(), rng)
-        await create_task(redis, TASK, spec, params, epoch=epoch_at(0.0))
+        await create_task(redis, TASK, spec, params, epoch=1)
         crew = fleet(
             folder,
             TASK,
@@ -158,8 +158,7 @@ class Observer:
     async def _look(self) -> None:
         progress = self._progress
         progress.seconds = monotonic() - self._began
-        progress.bytes_up = sum(device.link.traffic.up for device in self._devices)
-        progress.bytes_down = sum(device.link.traffic.down for device in self._devices)
+        self._weigh()
         progress.online = sum(device.agent.online for device in self._devices)
         progress.status = await task_status(self._redis, TASK) or {}
         model = await published_model(self._redis, TASK)
@@ -171,6 +170,11 @@ class Observer:
         progress.accuracy = accuracy(tensors, held.features, held.labels)
         self.points.append((progress.bytes_up, progress.accuracy))
         self._note("version", version=self._seen, accuracy=progress.accuracy)
+
+    def _weigh(self) -> None:
+        traffic = [device.link.traffic for device in self._devices]
+        self._progress.bytes_up = sum(each.up for each in traffic)
+        self._progress.bytes_down = sum(each.down for each in traffic)
 
     def _note(self, event: str, **facts: object) -> None:
         progress = self._progress
@@ -195,6 +199,7 @@ class Observer:
         rejected: Mapping[str, int] = status["updates_rejected"]
         folded = int(status["updates_folded"])
         stored = int(status["updates_stored"])
+        self._weigh()
         self._note("end", folded=folded)
         self._events.close()
         return Summary(
@@ -215,8 +220,8 @@ class Observer:
             ),
             duplicates_dropped=int(status["duplicates_dropped"]),
             staleness={"mean": status["staleness_mean"], "max": status["staleness_max"]},
-            bytes_up=sum(device.link.traffic.up for device in self._devices),
-            bytes_down=sum(device.link.traffic.down for device in self._devices),
+            bytes_up=self._progress.bytes_up,
+            bytes_down=self._progress.bytes_down,
             payload_bytes_up=int(status["payload_bytes"]),
             bytes_up_float32=folded * 4 * self._spec.params.size,
             links_cut=sum(device.link.traffic.cuts for device in self._devices),

@@ -76,6 +76,7 @@ async def _fedmq(folder: Path, *arguments: str) -> AsyncIterator[None]:
                     await process.wait()
             except TimeoutError:
                 process.kill()
+                await process.wait()
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fedmq.simulator.outages import Ending, Weather, Window, windows
-from mqtt_session.together import end, together
+from lifetimes.together import end, together
 
 
 @dataclass(slots=True)

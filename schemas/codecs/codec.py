@@ -3,8 +3,8 @@
 A codec is a frozen value of plain functions. It holds no state: error feedback lives with the
 device (`edge_agent.compressor`), which adds the residual before `encode` and keeps what
 `decode(encode(u))` left behind, when the codec says that it needs that. A stochastic codec draws
-from the generator it is given. A codec that carries a multiset answers with a `Sparse` delta of
-which `distinct` is False; a rotated or quantised one answers `Dense`.
+from the generator it is given. A codec that carries a multiset answers with a `Sparse` delta whose
+indices repeat; a rotated or quantised one answers `Dense`.
 """
 
 from collections.abc import Callable

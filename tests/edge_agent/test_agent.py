@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import servers
 
-from edge_agent.__main__ import entropy_of
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import TrainResult
@@ -198,7 +197,12 @@ class Device:
 
 @asynccontextmanager
 async def device(
-    broker: servers.Server, directory: Path, *, trainer: Tiny | None = None, boot: int = 77
+    broker: servers.Server,
+    directory: Path,
+    *,
+    trainer: Tiny | None = None,
+    boot: int = 77,
+    silence_s: float = 0.5,
 ) -> AsyncIterator[Device]:
     settings = AgentSettings(
         mqtt_port=broker.port,
@@ -207,7 +211,7 @@ async def device(
         task="pumps",
         trainer="not:used",
         resend_s=0.2,
-        silence_s=0.5,
+        silence_s=silence_s,
         reconnect_s=0.2,
     )
     spool = Spool(directory / "spool.sqlite", new_boot=lambda: Boot(boot))
@@ -441,10 +445,12 @@ async def test_a_model_whose_chunks_come_late_is_adopted(broker, tmp_path, heard
         await server.update_from(Model(1))
 
 
-async def test_a_blob_with_another_digest_is_never_adopted(broker, tmp_path, heard) -> None:
+async def test_a_blob_with_another_digest_is_never_adopted_nor_fetched_over_and_over(
+    broker, tmp_path, heard
+) -> None:
     model = Model(1)
     pieces = [*model.chunks[:-1], (model.chunks[-1][0], bytes(len(model.chunks[-1][1])))]
-    async with server_side(broker) as server, device(broker, tmp_path) as there:
+    async with server_side(broker) as server, device(broker, tmp_path, silence_s=600) as there:
         await server.keep_spec()
         await server.keep_chunks(pieces)
         await server.keep_manifest(model.manifest)
@@ -454,6 +460,27 @@ async def test_a_blob_with_another_digest_is_never_adopted(broker, tmp_path, hea
         await server.keep_model(Model(2))
         await server.update_from(Model(2))
         assert there.trainer.started_from == [102]
+    assert heard.count("model_refused version=1") == 1
+
+
+async def test_a_blob_that_is_larger_than_the_model_is_not_fetched(broker, tmp_path, heard) -> None:
+    huge = replace(Model(1).manifest, blob_bytes=1 << 31)
+    async with server_side(broker) as server, device(broker, tmp_path, silence_s=600) as there:
+        await server.keep_spec()
+        await server.keep_manifest(huge)
+        await eventually(lambda: heard.count("above=800") == 1, "it is refused")
+        await server.keep_model(Model(2))
+        await server.update_from(Model(2))
+        assert there.trainer.started_from == [102]
+
+
+async def test_a_manifest_waits_for_its_specification(broker, tmp_path) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path, silence_s=600) as there:
+        await server.keep_model(Model(1))
+        await server.keep(TOPICS.spec, b"")  # heard after the manifest
+        await server.keep_spec()
+        await server.update_from(Model(1))
+        assert there.trainer.started_from == [101]
 
 
 async def test_garbage_on_every_topic_is_ignored(broker, tmp_path, heard) -> None:

@@ -222,55 +222,46 @@ async def test_the_harness_finds_dedup_by_highest_number(
         await stories(server)
 
 
+async def begun(redis: Redis, token: str) -> tuple[TaskStore, Fold, Position]:
+    """A new task, held under `token` and folded, but not committed."""
+    await redis.flushall()
+    await create_task(redis, TASK, SPEC, unit(0), epoch=1)
+    store = TaskStore(redis, KEYS, token)
+    await store.hold(60_000)
+    loaded = await store.load()
+    assert loaded is not None
+    fold = Fold(loaded[0])
+    fold.apply_all(await store.read(fold.state.cursor, count=9, block_ms=1))
+    return store, fold, loaded[1]
+
+
 async def test_a_commit_that_is_repeated_is_refused(server: servers.Server) -> None:
     async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
-        await redis.flushall()
-        await create_task(redis, TASK, SPEC, unit(0), epoch=1)
-        store = TaskStore(redis, KEYS, "token")
-        await store.hold(60_000)
-        loaded = await store.load()
-        assert loaded is not None
-        fold = Fold(loaded[0])
-        fold.apply_all(await store.read(fold.state.cursor, count=9, block_ms=1))
+        store, fold, position = await begun(redis, "token")
         changes = fold.take_changes()
-        assert await store.commit(fold.state, changes, loaded[1], log_keep_ms=0) is not None
-        assert await store.commit(fold.state, changes, loaded[1], log_keep_ms=0) is None
+        assert await store.commit(fold.state, changes, position, log_keep_ms=0) is not None
+        assert await store.commit(fold.state, changes, position, log_keep_ms=0) is None
 
 
 async def test_who_lost_the_lease_cannot_commit(server: servers.Server) -> None:
     async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
-        await redis.flushall()
-        await create_task(redis, TASK, SPEC, unit(0), epoch=1)
-        late = TaskStore(redis, KEYS, "late")
-        await late.hold(60_000)
-        loaded = await late.load()
-        assert loaded is not None
-        fold = Fold(loaded[0])
-        fold.apply_all(await late.read(fold.state.cursor, count=9, block_ms=1))
+        late, fold, position = await begun(redis, "late")
         await redis.delete(KEYS.holder)  # as if its time had run out
         assert await TaskStore(redis, KEYS, "next").hold(60_000)
-        assert await late.commit(fold.state, fold.take_changes(), loaded[1], log_keep_ms=0) is None
+        assert await late.commit(fold.state, fold.take_changes(), position, log_keep_ms=0) is None
 
 
 async def test_a_restarted_redis_refuses_the_memory_of_the_one_before(
     server: servers.Server,
 ) -> None:
     async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
-        await redis.flushall()
-        await create_task(redis, TASK, SPEC, unit(0), epoch=1)
-        store = TaskStore(redis, KEYS, "token")
-        await store.hold(60_000)
-        loaded = await store.load()
-        assert loaded is not None
-        fold = Fold(loaded[0])
-        fold.apply_all(await store.read(fold.state.cursor, count=9, block_ms=1))
+        _, fold, position = await begun(redis, "token")
     server.stop()
     server.start()
     async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
         store = TaskStore(redis, KEYS, "token")
         await store.hold(60_000)
-        changes = fold.take_changes()
-        assert await store.commit(fold.state, changes, loaded[1], log_keep_ms=0) is None
+        assert await store.commit(fold.state, fold.take_changes(), position, log_keep_ms=0) is None
 
 
 def test_unit_vectors_are_what_the_story_needs() -> None:

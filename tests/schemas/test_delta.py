@@ -67,7 +67,7 @@ def test_a_multiset_adds_every_repetition_in_order(weight):
     indices = rng.integers(0, 10, 500)
     values = rng.standard_normal(500, dtype=np.float32)
     expected = _one_by_one(total, zip(indices, values, strict=True), weight)
-    add_scaled(total, Sparse(indices, values, distinct=False), weight)
+    add_scaled(total, Sparse(indices, values), weight)
     assert total.tobytes() == expected.tobytes()
 
 

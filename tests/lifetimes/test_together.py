@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from mqtt_session import together as module
-from mqtt_session.together import end, together
+from lifetimes import together as module
+from lifetimes.together import end, together
 
 
 @pytest.fixture(autouse=True)
