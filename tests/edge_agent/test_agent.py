@@ -455,6 +455,9 @@ async def test_a_blob_with_another_digest_is_never_adopted_nor_fetched_over_and_
         await server.keep_chunks(pieces)
         await server.keep_manifest(model.manifest)
         await eventually(lambda: heard.count("model_refused version=1") >= 1, "it is refused")
+        for turn in range(1, 50):  # more turns with the broker than fetching it again would take
+            await server.keep(TOPICS.receipt(DEVICE), b"\xff not a receipt")
+            await eventually(lambda n=turn: heard.count("ignored topic=") == n, "it listens")
         assert there.spool.load("params") is None
         assert there.spool.load("manifest") is None
         await server.keep_model(Model(2))
