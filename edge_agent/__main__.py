@@ -68,7 +68,10 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
     }
     if arguments.option:
         flags["options"] = dict(_option(text) for text in arguments.option)
-    text = Path(arguments.config).read_text() if arguments.config else ""
+    try:
+        text = Path(arguments.config).read_text() if arguments.config else ""
+    except OSError as exc:
+        raise ConfigError("config", f"cannot be read: {exc}") from exc
     return load_settings(
         AgentSettings, table="agent", file_text=text, environ=os.environ, flags=flags
     )

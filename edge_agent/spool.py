@@ -46,9 +46,13 @@ class Spool:
     """One task's file. Safe to call from several threads, one at a time."""
 
     def __init__(self, path: Path, *, new_boot: Callable[[], Boot] = fresh_boot) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except (OSError, sqlite3.OperationalError) as exc:
+            remedy = f"{path.parent} cannot hold a spool ({exc}); choose a folder of one's own"
+            raise ConfigError("state_dir", remedy) from exc
         self._lock = Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")

@@ -205,12 +205,14 @@ async def keep_connected(
     """
     failures = 0
     while True:
-        began = monotonic()
+        began, error = monotonic(), "none"
         try:
             await together(_once(door, use))
         except LinkError as exc:
-            log.info("link_ended error=%s", exc)
+            error = str(exc)
         failures = 1 if monotonic() - began > backoff.longest_s else failures + 1
+        # the first of a row is worth a look; the others are its echo
+        log.log(logging.WARNING if failures == 1 else logging.INFO, "link_ended error=%s", error)
         await asyncio.sleep(backoff.delay_s(failures, rng))
 
 

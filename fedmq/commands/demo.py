@@ -15,10 +15,13 @@ from rich.live import Live
 from fedmq.demo.run import Plan, Progress, run
 from fedmq.demo.summary import Summary, in_words
 from fedmq.demo.view import panel
+from schemas.errors import ConfigError
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the data split, the weather, the training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the data split, the weather, the training.")
+    ] = 0,
     devices: Annotated[int, typer.Option(min=1, max=200, help="How many devices.")] = 20,
     quick: Annotated[bool, typer.Option(help="A lower target (85 %) and 60 s at most.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only summary.json.")] = False,
@@ -34,6 +37,10 @@ def demo(
     """
     plan = Plan(devices, 0.85, 60.0, seed) if quick else Plan(devices=devices, seed=seed)
     folder = output / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as exc:
+        raise ConfigError("output", f"{folder} cannot be made: {exc.strerror}") from exc
     logging.getLogger("fedmq").setLevel(logging.ERROR)  # bad links are what the demo is about
     try:
         summary = asyncio.run(_watched(plan, folder))

@@ -7,7 +7,6 @@ import typer
 
 from broker.lab import LabBroker, Limits
 from fedmq.commands.running import LogLevel, run
-from schemas.errors import ConfigError
 
 LIMITS: Final = Limits()
 
@@ -16,10 +15,12 @@ def lab_broker(
     host: Annotated[
         str, typer.Option(help="Where to listen. Loopback unless you know who else can reach it.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one and prints it.")] = 1883,
-    max_packet: Annotated[int, typer.Option(min=1, help="Largest packet, in bytes.")] = (
-        LIMITS.max_packet
-    ),
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="The port; 0 takes a free one and prints it.")
+    ] = 1883,
+    max_packet: Annotated[
+        int, typer.Option(min=1, max=LIMITS.max_packet, help="Largest packet, in bytes.")
+    ] = LIMITS.max_packet,
     max_inflight: Annotated[
         int, typer.Option(min=1, max=65_535, help="Messages sent to a client and not acknowledged.")
     ] = LIMITS.max_inflight,
@@ -34,10 +35,7 @@ def lab_broker(
 
     Example: fedmq lab-broker --port 1883
     """
-    try:
-        limits = Limits(max_packet=max_packet, max_inflight=max_inflight, max_queued=max_queued)
-    except ValueError as exc:
-        raise ConfigError("limits", str(exc)) from exc
+    limits = Limits(max_packet=max_packet, max_inflight=max_inflight, max_queued=max_queued)
     run(_serve(host, port, limits), log_level)
 
 

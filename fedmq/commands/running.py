@@ -55,7 +55,19 @@ def read_settings(
         text = config.read_text() if config else ""
     except OSError as exc:
         raise ConfigError("config", f"cannot be read: {exc}") from exc
-    return load_settings(kind, table=table, file_text=text, environ=os.environ, flags=flags)
+    settings = load_settings(kind, table=table, file_text=text, environ=os.environ, flags=flags)
+    _check_redis_url(getattr(settings, "redis_url", None))
+    return settings
+
+
+def _check_redis_url(url: str | None) -> None:
+    """Refuse a URL before anything is started with it; it may hold a password, so is not said."""
+    try:
+        if url is not None:
+            connect(url)  # reads the URL, opens nothing
+    except ValueError as exc:
+        remedy = f"cannot be read ({exc}); write redis://host:port/0, rediss:// or unix://"
+        raise ConfigError("redis_url", remedy) from exc
 
 
 def run(coroutine: Coroutine[Any, Any, None], log_level: str = "info") -> None:
@@ -92,7 +104,7 @@ async def redis_at(url: str) -> AsyncIterator[Redis]:
         async with connect(url) as redis:
             await redis.ping()
             yield redis
-    except (RedisError, ValueError) as exc:
+    except RedisError as exc:
         msg = f"redis at {_without_password(url)} does not answer ({exc}); is it running?"
         raise FedmqError(msg) from exc
 

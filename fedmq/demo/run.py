@@ -85,14 +85,14 @@ def demo_spec() -> TaskSpec:
 
 
 async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
-    """Run the whole demo; its files are in `folder` afterwards."""
+    """Run the whole demo in an empty `folder`; its files are there afterwards."""
     # the shell makes the generator that the core is given
     rng = np.random.default_rng(plan.seed)  # noqa: TID251
     split = digits_fleet(plan.devices, rng)
     spec = demo_spec()
     progress = Progress()
     watch(progress)
-    (folder / "devices").mkdir(parents=True)
+    (folder / "devices").mkdir()
     async with servers(folder) as where, connect(where.redis_url) as redis:
         params = initial_params(spec.params, InitOptions(), rng)
         await create_task(redis, TASK, spec, params, epoch=1)

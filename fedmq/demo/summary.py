@@ -76,8 +76,8 @@ def in_words(summary: Summary) -> str:
         f"{rejected} refused, {summary.updates_superseded} replaced before they were sent, "
         f"{summary.updates_open + summary.updates_stored} are still on their way, "
         f"{summary.updates_lost} lost.\n"
-        f"Their links were cut {summary.links_cut} times; {summary.duplicates_dropped} updates "
-        f"that came twice were counted once.\n"
+        f"Their links were cut {summary.links_cut} times; updates that came twice and were "
+        f"counted once: {summary.duplicates_dropped}.\n"
         f"Up went {_bytes(summary.bytes_up)} in all, {_bytes(payload)} of it payload{saved}. "
         f"Down came {_bytes(summary.bytes_down)}."
     )

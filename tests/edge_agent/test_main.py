@@ -171,3 +171,12 @@ def test_settings_may_stand_in_a_file_and_flags_win(home: Path, broker: servers.
         finally:
             process.kill()
     assert (home / "state" / "pumps.pump-1.sqlite").exists()
+
+
+def test_a_file_or_folder_that_cannot_be_used_is_one_line_that_names_it(home: Path) -> None:
+    (home / "file").touch()
+    for flag, field in (("--config", "config"), ("--state-dir", "state_dir")):
+        done = run(home, GOOD | {flag: "file/below"})
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"fedmq-agent: {field}: ")

@@ -134,6 +134,47 @@ def test_bad_arguments_are_one_line_that_names_the_field(spec: Path, tmp_path: P
     refused(fedmq("bridge", "--config", str(tmp_path / "fedmq.toml")), "bridge.mqtt_hots")
 
 
+@pytest.mark.parametrize("command", [("bridge",), ("aggregator",), ("task", "show", "x")])
+def test_a_url_that_cannot_be_read_is_refused_before_anything_begins(
+    command: tuple[str, ...],
+) -> None:
+    for url in ("nonsense", "http://:s3cret@host", "redis://host:port/0"):
+        done = fedmq(*command, env={"FEDMQ_REDIS_URL": url})
+        refused(done, "redis_url", "redis://host:port/0")
+        assert "s3cret" not in done.stderr
+
+
+def test_a_demo_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(fedmq("demo", "--output", str(tmp_path / "file")), "output", "cannot be made")
+    for flags in (("--seed", "-1"), ("--devices", "0")):
+        done = fedmq("demo", *flags)
+        assert done.returncode == 2
+        assert flags[0] in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_lab_broker_that_cannot_begin_says_why() -> None:
+    for flags in (("--port", "65536"), ("--max-packet", "0"), ("--max-inflight", "65536")):
+        done = fedmq("lab-broker", *flags)
+        assert done.returncode == 2
+        assert flags[0] in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_broker_that_is_not_there_is_told_once() -> None:
+    port = str(servers.free_port())
+    with subprocess.Popen(
+        [sys.executable, "-m", "fedmq.cli", "tail", "--mqtt-port", port],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tail:
+        assert tail.stderr
+        assert "link_ended" in tail.stderr.readline()
+        tail.terminate()
+        assert tail.wait(30) == 0
+
+
 def test_an_npz_of_python_objects_is_never_unpickled(spec: Path, tmp_path: Path) -> None:
     path = tmp_path / "objects.npz"
     np.savez(path, w=np.array([{"a": 1}], dtype=object))

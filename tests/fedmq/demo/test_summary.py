@@ -53,7 +53,7 @@ def test_the_words_tell_every_count() -> None:
     assert "20 devices reached 93% held-out accuracy: 93.4% at version 15 after 17 s." in words
     assert "90 updates; 80 were folded, 3 refused, 4 replaced" in words
     assert "3 are still on their way, 0 lost" in words
-    assert "cut 59 times; 3 updates that came twice" in words
+    assert "cut 59 times; updates that came twice and were counted once: 3." in words
     assert "200.0 kB in all, 150.0 kB of it payload: 20 times less than float32" in words
     assert "Down came 3.00 MB" in words
 
