@@ -206,6 +206,14 @@ def test_ten_thousand_refusals_leave_no_trace_in_the_state_but_one_counter():
     }
 
 
+def test_bytes_without_a_header_do_not_take_the_place_of_a_better_answer():
+    world = World()
+    world.changes()
+    world.send(ONES)
+    world.append(arrived(b"\xff no header"))
+    assert world.changes().answers == {DEVICE: Answer(BOOT, 1, FOLDED)}
+
+
 # -- duplicates --------------------------------------------------------------------------------
 
 

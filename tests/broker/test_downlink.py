@@ -1,10 +1,21 @@
+import asyncio
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
+import servers
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
 
-from broker.downlink import newest_only
+from broker.downlink import carry_downlink, newest_only
+from broker.queue import Queue
+from broker.queue import connect as connect_redis
+from broker.settings import BridgeSettings
+from mqtt_session.session import connect
+from schemas.keys import TaskKeys
+from schemas.names import TaskName
 from schemas.outbox import Record, Say, Spread, Sweep
 
 SAYS = st.builds(
@@ -63,3 +74,29 @@ def test_a_manifest_still_comes_after_its_own_blob_and_before_the_sweep_of_the_o
     old, new = Say("model", b"1", retain=True), Say("model", b"2", retain=True)
     records = [Spread("k1-1", 64), old, Spread("k1-2", 64), new, Sweep("k1-1", 3)]
     assert newest_only(records) == [Spread("k1-1", 64), Spread("k1-2", 64), new, Sweep("k1-1", 3)]
+
+
+async def test_a_bridge_that_lost_its_lease_stops_carrying(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "fedmq.bridge")
+    task = TaskName("pumps")
+    key = TaskKeys(task).downlink
+    with servers.mosquitto(tmp_path) as broker, servers.redis_server(tmp_path) as store:
+        url = f"redis://{servers.HOST}:{store.port}/0"
+        settings = BridgeSettings(mqtt_port=broker.port, redis_url=url, lease_s=0.2)
+        async with (
+            asyncio.timeout(30),
+            connect_redis(url) as redis,
+            connect(settings, client_id="bridge", clean=True) as session,
+        ):
+            queue = Queue(redis, "me")
+            carrying = asyncio.create_task(carry_downlink(session, queue, task, settings))
+            while await redis.get(key) != b"me":
+                await asyncio.sleep(0.01)
+            await redis.set(key, "another")
+            while "downlink_lost task=pumps" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert await redis.get(key) == b"another"
+            carrying.cancel()
+            await asyncio.gather(carrying, return_exceptions=True)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import TrainResult
 from schemas.codecs import codec_by_name
-from schemas.delta import to_dense
+from schemas.delta import Sparse, to_dense
 from schemas.messages import Manifest, ModelUpdate, Receipt
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName
 from schemas.outcomes import FOLDED, Reason
@@ -243,6 +243,13 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
         pytest.fail(f"never happened: {what}")
 
 
+async def turns(server: ServerSide, heard: "Heard") -> None:
+    """Many turns between server, broker and device: more than fetching a model would take."""
+    for turn in range(heard.count("ignored topic=") + 1, heard.count("ignored topic=") + 50):
+        await server.keep(TOPICS.receipt(DEVICE), b"\xff not a receipt")
+        await eventually(lambda n=turn: heard.count("ignored topic=") == n, "it listens")
+
+
 class Heard(logging.Handler):
     """What the agent logs."""
 
@@ -371,13 +378,15 @@ async def test_receipts_out_of_order_settle_by_their_bits(broker, tmp_path) -> N
 # -- models -----------------------------------------------------------------------------------
 
 
-async def test_an_older_manifest_is_ignored(broker, tmp_path) -> None:
+async def test_an_older_manifest_is_ignored(broker, tmp_path, heard, asked) -> None:
     async with server_side(broker) as server, device(broker, tmp_path) as there:
         await server.keep_spec()
         await server.keep_model(Model(5, epoch=2))
         await server.update_from(Model(5, epoch=2))
-        await server.keep_model(Model(4, epoch=2))
-        await server.keep_model(Model(9, epoch=1))
+        for older in (Model(4, epoch=2), Model(9, epoch=1)):
+            await server.keep_model(older)
+            await turns(server, heard)
+            assert not any(f"/{older.blob}/" in topic for topic in asked)
         await server.keep_model(Model(0, epoch=3))  # a new epoch begins at version 0
         await server.update_from(Model(0, epoch=3))
         assert there.trainer.started_from == [205, 300]
@@ -455,9 +464,7 @@ async def test_a_blob_with_another_digest_is_never_adopted_nor_fetched_over_and_
         await server.keep_chunks(pieces)
         await server.keep_manifest(model.manifest)
         await eventually(lambda: heard.count("model_refused version=1") >= 1, "it is refused")
-        for turn in range(1, 50):  # more turns with the broker than fetching it again would take
-            await server.keep(TOPICS.receipt(DEVICE), b"\xff not a receipt")
-            await eventually(lambda n=turn: heard.count("ignored topic=") == n, "it listens")
+        await turns(server, heard)
         assert there.spool.load("params") is None
         assert there.spool.load("manifest") is None
         await server.keep_model(Model(2))
@@ -564,6 +571,74 @@ async def test_a_restart_keeps_the_boot_and_what_is_open(broker, tmp_path) -> No
             assert there.trainer.started_from == [], "what was trained is not trained again"
             await server.settle(again)
             await eventually(lambda: not there.spool.open_updates(), "the update is settled")
+
+
+async def test_a_model_with_another_digest_than_its_manifest_says_is_not_trained_on(
+    broker, tmp_path, heard
+) -> None:
+    wrong = replace(Model(1).manifest, model_digest=bytes(32))
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_chunks(Model(1).chunks)
+        await server.keep_manifest(wrong)
+        await eventually(lambda: there.spool.load("params") is not None, "the blob is here")
+        await turns(server, heard)
+        await server.keep_model(Model(2))
+        await server.update_from(Model(2))
+        assert there.trainer.started_from == [102]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_one_update_left_out_is_in_the_next(broker, tmp_path, *, restarted) -> None:
+    async with server_side(broker) as server, AsyncExitStack() as life:
+        await life.enter_async_context(device(broker, tmp_path))
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        first = await server.update()
+        await server.settle(first)
+        if restarted:
+            await life.aclose()
+            await life.enter_async_context(device(broker, tmp_path))
+        await server.keep_model(Model(2))
+        second = await server.update_from(Model(2))
+    codec = codec_by_name("topk_int8")
+    one, two = (codec.decode(memoryview(bytes(u.payload)), SIZE) for u in (first, second))
+    assert isinstance(one, Sparse)
+    assert isinstance(two, Sparse)
+    assert not set(one.indices) & set(two.indices), "what was left out has grown to the largest"
+    assert float(np.abs(two.values).min()) > 1.0, "it is two rounds' worth"
+
+
+class SentMeanwhile(Tiny):
+    """Its second round ends after the first one's update was given to the network."""
+
+    spool: Spool | None = None
+
+    def train(
+        self, tensors: Mapping[str, Any], options: object, rng: np.random.Generator
+    ) -> TrainResult:
+        if self.started_from and self.spool is not None:
+            self.spool.mark_sent(Seq(1))
+        return super().train(tensors, options, rng)
+
+
+async def test_an_update_that_was_sent_while_the_next_round_ran_stays_alone(
+    broker, tmp_path
+) -> None:
+    stored = Spool(tmp_path / "spool.sqlite", new_boot=lambda: Boot(77))
+    manifest = encode_manifest(Model(1).manifest)
+    stored.save(spec=spec_to_json(SPEC), manifest=manifest, params=Model(1).params.tobytes())
+    stored.close()
+    broker.stop()
+    trainer = SentMeanwhile()
+    trainer.spool = Spool(tmp_path / "spool.sqlite", new_boot=lambda: Boot(77))
+    async with device(broker, tmp_path, trainer=trainer) as there:
+        await eventually(lambda: len(trainer.started_from) == 2, "two rounds")
+        await eventually(lambda: not there.spool.is_unsent(Seq(1)), "the first is sent")
+        await asyncio.sleep(0.2)
+        assert there.created == [1]
+        assert [(each.seq, each.sent) for each in there.spool.open_updates()] == [(1, True)]
+    trainer.spool.close()
 
 
 async def test_a_drained_device_still_sends_but_begins_nothing(broker, tmp_path) -> None:

@@ -344,3 +344,8 @@ def test_named_values_are_written_all_or_none(spool: Spool) -> None:
     with pytest.raises((sqlite3.Error, ValueError)):
         spool.save(manifest=b"two", params=Unwritable())  # type: ignore[arg-type]
     assert (spool.load("manifest"), spool.load("params")) == (b"one", b"one")
+
+
+def test_every_commit_is_synced_to_the_disk(spool: Spool) -> None:
+    full = 2
+    assert spool._db.execute("PRAGMA synchronous").fetchone() == (full,)

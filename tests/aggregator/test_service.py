@@ -1,0 +1,89 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+import servers
+from redis.asyncio import Redis
+
+from aggregator.service import serve
+from aggregator.settings import AggregatorSettings
+from aggregator.store import connect
+from aggregator.tasks import create_task, published_model, task_spec, task_status
+from schemas.keys import TaskKeys
+from schemas.names import TaskName
+from schemas.params import ParamSpec, TensorSpec
+from schemas.task import TaskSpec
+
+GOOD, BAD = TaskName("good"), TaskName("bad")
+SPEC = TaskSpec(ParamSpec((TensorSpec("w", (2,)),)))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: servers.Server) -> str:
+    return f"redis://{servers.HOST}:{server.port}/0"
+
+
+@pytest.fixture
+async def redis(url: str) -> AsyncIterator[Redis]:
+    async with connect(url) as redis:
+        await redis.flushall()
+        yield redis
+
+
+@asynccontextmanager
+async def serving(url: str) -> AsyncIterator[None]:
+    running = asyncio.create_task(serve(AggregatorSettings(redis_url=url)))
+    try:
+        async with asyncio.timeout(30):
+            yield
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def published(redis: Redis, task: TaskName) -> None:
+    while await published_model(redis, task) is None:
+        await asyncio.sleep(0.02)
+
+
+async def test_one_tasks_broken_log_does_not_stop_another(redis: Redis, url: str) -> None:
+    zeros = np.zeros(2, np.float32)
+    await create_task(redis, BAD, SPEC, zeros, epoch=1)
+    await redis.xadd(TaskKeys(BAD).log, {"k": "nobody wrote this"})
+    async with serving(url):
+        while not await redis.exists(TaskKeys(BAD).holder):  # it has begun with the broken one
+            await asyncio.sleep(0.02)
+        await create_task(redis, GOOD, SPEC, zeros, epoch=1)
+        await published(redis, GOOD)
+    assert await published_model(redis, BAD) is None
+
+
+async def test_a_task_that_is_created_while_it_serves_is_served(redis: Redis, url: str) -> None:
+    async with serving(url):
+        await create_task(redis, GOOD, SPEC, np.ones(2, np.float32), epoch=7)
+        await published(redis, GOOD)
+    model = await published_model(redis, GOOD)
+    assert model is not None
+    assert (model.manifest.epoch, model.manifest.version) == (7, 0)
+    assert model.params.tolist() == [1, 1]
+
+
+async def test_a_task_has_a_status_and_a_specification_before_anyone_serves_it(
+    redis: Redis,
+) -> None:
+    assert await task_status(redis, GOOD) is None
+    assert await task_spec(redis, GOOD) is None
+    await create_task(redis, GOOD, SPEC, np.ones(2, np.float32), epoch=7)
+    status = await task_status(redis, GOOD)
+    assert status is not None
+    assert (status["version"], status["updates_stored"]) == (None, 0)
+    assert await task_spec(redis, GOOD) == SPEC
