@@ -7,6 +7,7 @@ import pytest
 import servers
 from redis.asyncio import Redis
 
+from aggregator import service
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.store import connect
@@ -55,16 +56,21 @@ async def published(redis: Redis, task: TaskName) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_one_tasks_broken_log_does_not_stop_another(redis: Redis, url: str) -> None:
+async def test_one_tasks_broken_log_stops_no_other_and_is_tried_again(
+    redis: Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "TROUBLE_S", 0.05)
     zeros = np.zeros(2, np.float32)
     await create_task(redis, BAD, SPEC, zeros, epoch=1)
-    await redis.xadd(TaskKeys(BAD).log, {"k": "nobody wrote this"})
+    broken = await redis.xadd(TaskKeys(BAD).log, {"k": "nobody wrote this"})
     async with serving(url):
         while not await redis.exists(TaskKeys(BAD).holder):  # it has begun with the broken one
             await asyncio.sleep(0.02)
         await create_task(redis, GOOD, SPEC, zeros, epoch=1)
         await published(redis, GOOD)
-    assert await published_model(redis, BAD) is None
+        assert await published_model(redis, BAD) is None
+        await redis.xdel(TaskKeys(BAD).log, broken)
+        await published(redis, BAD)
 
 
 async def test_a_task_that_is_created_while_it_serves_is_served(redis: Redis, url: str) -> None:
