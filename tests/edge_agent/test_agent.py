@@ -473,6 +473,20 @@ async def test_a_blob_with_another_digest_is_never_adopted_nor_fetched_over_and_
     assert heard.count("model_refused version=1") == 1
 
 
+async def test_a_chunk_of_another_size_is_not_taken(broker, tmp_path, heard) -> None:
+    model = Model(1)
+    topic, piece = model.chunk(3)
+    async with server_side(broker) as server, device(broker, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_chunks([*model.chunks[:3], (topic, piece + b"more"), *model.chunks[4:]])
+        await server.keep_manifest(model.manifest)
+        await eventually(lambda: heard.count("silence blob=k1-1") >= 1, "it waits for another")
+        assert 3 not in there.spool.chunks(model.blob)
+        await server.keep(topic, piece)
+        await server.update_from(model)
+    assert heard.count("model_refused") == 0
+
+
 async def test_a_blob_that_is_larger_than_the_model_is_not_fetched(broker, tmp_path, heard) -> None:
     huge = replace(Model(1).manifest, blob_bytes=1 << 31)
     async with server_side(broker) as server, device(broker, tmp_path, silence_s=600) as there:
