@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test check format lint types contracts bench servers clean
 
 demo: $(VENV)/.demo
-	$(BIN)/fedmq demo $(ARGS)
+	@$(BIN)/fedmq demo $(ARGS)
 
 test: $(VENV)/.dev servers
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)

@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from time import monotonic
-from typing import Final
+from typing import Final, NoReturn
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -64,10 +64,14 @@ async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:
 
 
 async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str) -> None:
+    told = ""
     while True:
         try:
             async with connect(settings.redis_url) as redis:
-                await _session(redis, task, settings, token)
+                waits_for = await _session(redis, task, settings, token)
+            if waits_for != told:
+                log.info("waiting task=%s: %s", task, waits_for)
+            told = waits_for
         except StaleMemoryError:
             log.warning("commit_refused task=%s: loading again", task)
         except (RedisError, OSError) as exc:
@@ -78,28 +82,33 @@ async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str
         await asyncio.sleep(0.3)
 
 
-async def _session(redis: Redis, task: TaskName, settings: AggregatorSettings, token: str) -> None:
+async def _session(redis: Redis, task: TaskName, settings: AggregatorSettings, token: str) -> str:
+    """Serve a task as long as it can be; otherwise, after a moment, say what it waits for."""
     store = TaskStore(redis, TaskKeys(task), token)
     lease_ms = round(settings.lease_s * 1000)
     if not await store.hold(lease_ms):
         await asyncio.sleep(settings.lease_s / 5)
-        return
+        return "another aggregator holds it"
     try:
         loaded = await store.load()
         if loaded is None:
             await asyncio.sleep(1.0)
-            return
+            return "it has not been created yet"
         state, position = loaded
         log.info("loaded task=%s version=%d cursor=%s", task, state.model.version, state.cursor)
-        await _fold_on(store, Fold(state), position, settings)
+        await _fold_on(task, store, Fold(state), position, settings)
     except asyncio.CancelledError:
         await store.release()
         raise
 
 
 async def _fold_on(
-    store: TaskStore, fold: Fold, position: Position, settings: AggregatorSettings
-) -> None:
+    task: TaskName,
+    store: TaskStore,
+    fold: Fold,
+    position: Position,
+    settings: AggregatorSettings,
+) -> NoReturn:
     lease_ms = round(settings.lease_s * 1000)
     renewed = monotonic()
     count = 16
@@ -120,7 +129,7 @@ async def _fold_on(
         if committed is None:
             raise StaleMemoryError
         position = committed
-        _report(changes, fold)
+        _report(task, changes, fold)
         count = _next_count(entries, count)
 
 
@@ -143,10 +152,11 @@ def _next_count(entries: Sequence[Entry], count: int) -> int:
     return max(1, min(BATCH_ENTRIES, 2 * count, BATCH_BYTES // mean))
 
 
-def _report(changes: Changes, fold: Fold) -> None:
+def _report(task: TaskName, changes: Changes, fold: Fold) -> None:
     for letter in changes.dead:
         log.warning(
-            "update_rejected device=%s reason=%s why=%s",
+            "update_rejected task=%s device=%s reason=%s why=%s",
+            task,
             letter.device,
             letter.reason,
             letter.detail,
@@ -154,7 +164,8 @@ def _report(changes: Changes, fold: Fold) -> None:
     if changes.publication is not None:
         manifest = changes.publication.manifest
         log.info(
-            "published version=%d digest=%s folded=%d",
+            "published task=%s version=%d digest=%s folded=%d",
+            task,
             manifest.version,
             manifest.model_digest.hex()[:16],
             fold.state.tally.folded,

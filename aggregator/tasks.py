@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from aggregator.checkpoint import vector_from_bytes, vector_to_bytes
 from aggregator.store import as_bytes, pack_for_lua
+from schemas.delta import peak
 from schemas.errors import ConfigError, InvariantError
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import SpecSet, from_fields, to_fields
@@ -60,6 +62,8 @@ async def create_task(
     if params.size != spec.params.size:
         remedy = f"has {params.size} parameters, the specification {spec.params.size}"
         raise ConfigError("init", remedy)
+    if not isfinite(peak(params)):
+        raise ConfigError("init", "holds NaN or infinity; nothing can be trained from it")
 
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]

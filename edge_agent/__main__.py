@@ -70,7 +70,7 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
         flags["options"] = dict(_option(text) for text in arguments.option)
     try:
         text = Path(arguments.config).read_text() if arguments.config else ""
-    except OSError as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", f"cannot be read: {exc}") from exc
     return load_settings(
         AgentSettings, table="agent", file_text=text, environ=os.environ, flags=flags

@@ -40,8 +40,8 @@ OnCreated: TypeAlias = Callable[[Boot, Seq], None]
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
-RETRY_S: Final = 30.0
-"""How long to wait after a trainer has failed."""
+RETRY: Final = Backoff(30.0, 3600.0)
+"""How long to wait after a trainer has failed, and failed again."""
 
 
 def entropy_of(seed: int) -> Entropy:
@@ -113,6 +113,7 @@ class Agent:
         self._residual: Params | None = None
         self._rounds = spool.created
         self._draining = False
+        self._failures = 0
         self._link = Link(
             settings, self._topics, self._device, spool, rng=rng, on_news=self._reload
         )
@@ -212,10 +213,16 @@ class Agent:
                 state = await asyncio.to_thread(self._one_round, model, spec, state, before)
             except ConfigError:
                 raise
-            except Exception:
-                log.exception("trainer_failed: trying again in %.0f s", RETRY_S)
-                await asyncio.sleep(RETRY_S)
+            except Exception as exc:
+                self._failures += 1
+                pause = RETRY.bound_s(self._failures)
+                # a ValueError is a sentence to its user; anything else is to be looked for
+                where = None if isinstance(exc, ValueError) else exc
+                told = "trainer_failed error=%s: trying again in %.0f s"
+                log.log(logging.ERROR, told, exc, pause, exc_info=where)
+                await asyncio.sleep(pause)
                 continue
+            self._failures = 0
             self._link.wake()
             if self._link.online:
                 return

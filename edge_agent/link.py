@@ -8,7 +8,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
+from typing import Final
 
 import msgspec
 
@@ -17,7 +19,7 @@ from edge_agent.settings import AgentSettings
 from edge_agent.spool import OpenUpdate, Spool
 from lifetimes.together import together
 from mqtt_session.backoff import Backoff
-from mqtt_session.session import Inbound, Session
+from mqtt_session.session import Inbound, LinkError, Session
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq
@@ -28,6 +30,9 @@ from schemas.window import is_settled
 from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
+
+GOODBYE_S: Final = 0.4
+"""How long a device that is stopped tries to say so."""
 
 
 class Link:
@@ -75,16 +80,31 @@ class Link:
         """Live on one connection until it ends."""
         try:
             await together(self._listen(session), self._act(session))
+        except asyncio.CancelledError:
+            await self._say_goodbye(session)
+            raise
         finally:
             self.online = False
+
+    async def _say_goodbye(self, session: Session) -> None:
+        """Say what the will would: after a clean DISCONNECT the broker keeps the will to itself."""
+        with suppress(LinkError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._say_state(session, online=False)
+
+    async def _say_state(self, session: Session, *, online: bool) -> None:
+        state = msgspec.json.encode({"online": online, "boot": self._spool.boot})
+        await session.publish(self._topics.state(self._device), state, retain=True)
 
     async def _act(self, session: Session) -> None:
         """Say hello, then fetch and send; the listener beside it notices when the link ends."""
         topics = self._topics
         await session.subscribe([topics.spec, topics.model, topics.receipt(self._device)], qos=1)
-        birth = msgspec.json.encode({"online": True, "boot": self._spool.boot})
-        await session.publish(topics.state(self._device), birth, retain=True)
+        await self._say_state(session, online=True)
         self.online = True
+        log.info("connected mqtt=%s:%d", self._settings.mqtt_host, self._settings.mqtt_port)
+        if self._spool.load("spec") is None:
+            log.info("waiting task=%s: nothing is published yet", self._settings.task)
         await together(self._fetch(session), self._send(session))
 
     # -- listening -------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -16,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # [bridge] in a help text is a table of a file, not a colour
 )
 app.command("demo")(demo.demo)
 app.command("bridge")(services.bridge)
@@ -24,6 +27,23 @@ app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)
 app.add_typer(task.app, name="task")
 app.add_typer(model.app, name="model")
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if asked:
+        typer.echo(f"fedmq {metadata.version('fedmq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front_door(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it, exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

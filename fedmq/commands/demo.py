@@ -3,10 +3,12 @@
 import asyncio
 import json
 import logging
+import signal
 import sys
+from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,9 +22,10 @@ from schemas.errors import ConfigError
 
 def demo(
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the data split, the weather, the training.")
+        int,
+        typer.Option(min=0, help="Of data, weather and training; who comes first is chance."),
     ] = 0,
-    devices: Annotated[int, typer.Option(min=1, max=200, help="How many devices.")] = 20,
+    devices: Annotated[int, typer.Option(min=1, max=150, help="How many devices.")] = 20,
     quick: Annotated[bool, typer.Option(help="A lower target (85 %) and 60 s at most.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only summary.json.")] = False,
     output: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
@@ -42,17 +45,32 @@ def demo(
     except OSError as exc:
         raise ConfigError("output", f"{folder} cannot be made: {exc.strerror}") from exc
     logging.getLogger("fedmq").setLevel(logging.ERROR)  # bad links are what the demo is about
+    told: list[signal.Signals] = []
     try:
-        summary = asyncio.run(_watched(plan, folder))
-    except KeyboardInterrupt:
+        summary = asyncio.run(_until_told(_watched(plan, folder), told))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo(f"stopped; what there is lies in {folder}/", err=True)
-        sys.exit(130)
+        sys.exit(128 + (told or [signal.SIGINT])[0])
     if as_json:
         typer.echo(json.dumps(summary.as_dict()))
     else:
         typer.echo(in_words(summary))
         typer.echo(f"Files: {folder}/ (curve.png, summary.json, events.jsonl, logs)")
     sys.exit(0 if summary.reached else 1)
+
+
+async def _until_told(run: Coroutine[Any, Any, Summary], told: list[signal.Signals]) -> Summary:
+    """Run; the first signal ends it in order, servers and all, and later ones change nothing."""
+    running = asyncio.ensure_future(run)
+
+    def stop(number: signal.Signals) -> None:
+        if not told:
+            running.cancel()
+        told.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return await running
 
 
 async def _watched(plan: Plan, folder: Path) -> Summary:

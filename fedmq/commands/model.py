@@ -14,7 +14,7 @@ from schemas.names import TaskName, task_name
 from schemas.params import unflatten
 from schemas.task import TaskSpec
 
-app = typer.Typer(help="Get the global model out.", no_args_is_help=True)
+app = typer.Typer(help="Get the global model out.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()

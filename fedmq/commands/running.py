@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from aggregator.store import connect
+from lifetimes.together import together
 from schemas.errors import ConfigError, FedmqError
 from schemas.settings import load_settings
 
@@ -53,7 +54,7 @@ def read_settings(
         raise ConfigError("redis_url", remedy)
     try:
         text = config.read_text() if config else ""
-    except OSError as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("config", f"cannot be read: {exc}") from exc
     settings = load_settings(kind, table=table, file_text=text, environ=os.environ, flags=flags)
     _check_redis_url(getattr(settings, "redis_url", None))
@@ -81,7 +82,7 @@ def run(coroutine: Coroutine[Any, Any, None], log_level: str = "info") -> None:
 
 
 async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(coroutine)
+    task = asyncio.ensure_future(together(coroutine))  # a library may swallow one cancellation
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)

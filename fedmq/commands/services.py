@@ -1,6 +1,9 @@
 """`fedmq bridge` and `fedmq aggregator`: the two processes of the server side."""
 
 import random
+from typing import Annotated
+
+import typer
 
 from aggregator.service import serve as serve_aggregator
 from aggregator.settings import AggregatorSettings
@@ -26,7 +29,9 @@ def bridge(
     mqtt_user: MqttUser = None,
     redis_url: RedisUrl = None,
     prefix: Prefix = None,
-    client_id: str | None = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Of its MQTT session; one a bridge. [default: fedmq-bridge]")
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Carry updates from MQTT into Redis, and models and receipts back.
@@ -52,8 +57,12 @@ def bridge(
 def aggregator(
     config: Config = None,
     redis_url: RedisUrl = None,
-    tasks: str | None = None,
-    lease_s: float | None = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated. [default: all]")
+    ] = None,
+    lease_s: Annotated[
+        float | None, typer.Option(help="How long a silent aggregator keeps a task. [default: 5]")
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Fold the logs into models and publish them through the outbox.

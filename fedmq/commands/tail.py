@@ -33,7 +33,7 @@ _KINDS = ("spec", "model", "up/+/+", "receipt/+", "state/+", "metrics", "events"
 
 def tail(
     name: Annotated[str | None, typer.Argument(help="A task; all when left out.")] = None,
-    count: Annotated[int, typer.Option(help="Stop after so many messages; 0 never.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="Stop after so many messages; 0 never.")] = 0,
     config: Config = None,
     mqtt_host: MqttHost = None,
     mqtt_port: MqttPort = None,

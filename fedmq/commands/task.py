@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from schemas.names import TaskName, task_name
 from schemas.params import Params, ParamSpec, flatten, spec_of
 from schemas.task import TaskFile, read_task_file, spec_to_json
 
-app = typer.Typer(help="Create a task, look at it.", no_args_is_help=True)
+app = typer.Typer(help="Create a task, look at it.", no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, typer.Argument(help="The task's name: a-z, 0-9, _ and -.")]
 
 
@@ -101,7 +102,7 @@ def _plain(value: object) -> str:
 def _read_spec(path: Path) -> TaskFile:
     try:
         return read_task_file(path.read_text())
-    except OSError as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("spec", f"cannot be read: {exc}") from exc
 
 
@@ -121,7 +122,10 @@ def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:
 
 def _read_npz(path: Path) -> dict[str, Params]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name], dtype=np.float32) for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as exc:
-        raise ConfigError("init", f"{path} is not an .npz of plain arrays: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError("init", f"cannot be read: {exc}") from exc
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+        remedy = f"{path} is not an .npz of plain arrays ({exc}); write it with numpy.savez"
+        raise ConfigError("init", remedy) from exc

@@ -16,6 +16,7 @@ from fedmq.demo.summary import DeviceAccount
 from fedmq.demo.witness import Witness
 from fedmq.simulator.flaky_link import FlakyLink, flaky_link
 from fedmq.simulator.outages import Weather
+from lifetimes.together import end
 from schemas.names import TaskName
 
 
@@ -73,9 +74,7 @@ async def fleet(
         try:
             yield devices
         finally:
-            for task_ in running:
-                task_.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await end(running)
 
 
 def _device(

@@ -25,6 +25,7 @@ from fedmq.demo.fleet import Device, fleet
 from fedmq.demo.servers import servers
 from fedmq.demo.summary import Summary, lost_updates
 from fedmq.simulator.outages import Weather
+from lifetimes.together import together
 from schemas.codecs import CodecOptions
 from schemas.initial import initial_params, mlp_shapes
 from schemas.names import TaskName
@@ -95,7 +96,7 @@ async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
     (folder / "devices").mkdir()
     async with servers(folder) as where, connect(where.redis_url) as redis:
         params = initial_params(spec.params, InitOptions(), rng)
-        await create_task(redis, TASK, spec, params, epoch=1)
+        await together(create_task(redis, TASK, spec, params, epoch=1))
         crew = fleet(
             folder,
             TASK,
@@ -113,10 +114,9 @@ async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
                 progress=progress,
                 folder=folder,
             )
-            await observer.until_target(plan, watch)
-            seconds = progress.seconds
-            await observer.drain(watch)
-            summary = await observer.summary(plan, seconds)
+            # a child of its own: who stops the demo must not lose the cancellation to a library
+            await together(observer.observe(plan, watch))
+            summary = observer.summary
     title = f"{plan.devices} devices, flaky links, seed {plan.seed}"
     draw(folder / "curve.png", observer.points, target=plan.target, title=title)
     (folder / "summary.json").write_text(json.dumps(summary.as_dict(), indent=2) + "\n")
@@ -137,6 +137,7 @@ class Observer:
         folder: Path,
     ) -> None:
         self.points: list[tuple[int, float]] = []
+        self.summary: Summary
         self._redis = redis
         self._spec = spec
         self._held_out = held_out
@@ -146,7 +147,14 @@ class Observer:
         self._began = monotonic()
         self._seen = -1
 
-    async def until_target(self, plan: Plan, watch: Watch) -> None:
+    async def observe(self, plan: Plan, watch: Watch) -> None:
+        """Watch until the target, drain, and sum up."""
+        await self._until_target(plan, watch)
+        seconds = self._progress.seconds
+        await self._drain(watch)
+        self.summary = await self._sum_up(plan, seconds)
+
+    async def _until_target(self, plan: Plan, watch: Watch) -> None:
         """Look at every published version until it is good enough or time is up."""
         progress = self._progress
         progress.phase = "training"
@@ -181,7 +189,7 @@ class Observer:
         line = {"t": round(progress.seconds, 3), "event": event, "bytes_up": progress.bytes_up}
         self._events.write(json.dumps(line | facts) + "\n")
 
-    async def drain(self, watch: Watch) -> None:
+    async def _drain(self, watch: Watch) -> None:
         """No more training, good weather: wait until every update has its Receipt."""
         self._progress.phase = "draining"
         for device in self._devices:
@@ -192,7 +200,7 @@ class Observer:
             watch(self._progress)
             await asyncio.sleep(0.1)
 
-    async def summary(self, plan: Plan, seconds: float) -> Summary:
+    async def _sum_up(self, plan: Plan, seconds: float) -> Summary:
         """Count: the witnesses' ledgers against what the log and the devices say."""
         status: Mapping[str, Any] = await task_status(self._redis, TASK) or {}
         accounts = [device.account() for device in self._devices]

@@ -51,10 +51,12 @@ async def _valkey(folder: Path) -> AsyncIterator[str]:
         persist=True,
         config={"appendonly": "yes", "appendfsync": "always"},
     )
-    await asyncio.to_thread(server.start)
+    starting = asyncio.ensure_future(asyncio.to_thread(server.start))
     try:
+        await asyncio.shield(starting)
         yield f"redis://127.0.0.1:{port}/0"
-    finally:
+    finally:  # who is stopped while it starts must stop it all the same
+        await asyncio.wait([starting])
         await asyncio.to_thread(server.stop)
 
 

@@ -157,6 +157,14 @@ class ServerSide:
             if topic == TOPICS.state(DEVICE) and msgspec.json.decode(payload)["online"]:
                 return
 
+    async def state(self) -> dict[str, Any]:
+        """The next state that the device says."""
+        while True:
+            topic, payload = await self._inbox.get()
+            if topic == TOPICS.state(DEVICE):
+                state: dict[str, Any] = msgspec.json.decode(payload)
+                return state
+
     async def settle(self, update: ModelUpdate, outcome: int = FOLDED, **changes: int) -> None:
         known = {"low": update.seq, "boot": update.boot, "settled": 0} | changes
         receipt = Receipt(
@@ -653,6 +661,13 @@ async def test_an_update_that_was_sent_while_the_next_round_ran_stays_alone(
         assert there.created == [1]
         assert [(each.seq, each.sent) for each in there.spool.open_updates()] == [(1, True)]
     trainer.spool.close()
+
+
+async def test_a_device_that_is_stopped_says_that_it_is_offline(broker, tmp_path) -> None:
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path):
+            await server.birth()
+        assert await server.state() == {"online": False, "boot": 77}
 
 
 async def test_a_drained_device_still_sends_but_begins_nothing(broker, tmp_path) -> None:

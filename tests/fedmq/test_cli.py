@@ -175,6 +175,36 @@ def test_a_broker_that_is_not_there_is_told_once() -> None:
         assert tail.wait(30) == 0
 
 
+def test_files_of_another_kind_are_one_line_that_names_the_field(
+    spec: Path, tmp_path: Path
+) -> None:
+    binary, array, words = (tmp_path / name for name in ("binary", "a.npy", "words"))
+    binary.write_bytes(b"\xff\xfe\x00")
+    np.save(array, np.ones(3))
+    words.write_text("no numbers")
+    refused(fedmq("task", "create", "x", "--spec", str(binary)), "spec", "cannot be read")
+    refused(fedmq("bridge", "--config", str(binary)), "config", "cannot be read")
+    for init in (array, words):
+        done = fedmq("task", "create", "x", "--spec", str(spec), "--init", str(init))
+        refused(done, "init", init.name, "numpy.savez")
+
+
+def test_an_initial_model_that_nothing_can_be_trained_from_is_refused(
+    redis_url: str, spec: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "nan.npz"
+    np.savez(path, w=np.full((3, 2), np.nan, np.float32))
+    flags = ("--spec", str(spec), "--init", str(path), "--redis", redis_url)
+    refused(fedmq("task", "create", "nan", *flags), "init", "NaN")
+    refused(fedmq("task", "show", "nan", "--redis", redis_url), "does not exist")
+
+
+def test_help_keeps_the_names_of_tables_and_the_version_is_told() -> None:
+    assert "Table [bridge]" in fedmq("bridge", "--help").stdout
+    assert "[[params.tensors]]" in fedmq("task", "create", "--help").stdout
+    assert fedmq("--version").stdout.startswith("fedmq 0.")
+
+
 def test_an_npz_of_python_objects_is_never_unpickled(spec: Path, tmp_path: Path) -> None:
     path = tmp_path / "objects.npz"
     np.savez(path, w=np.array([{"a": 1}], dtype=object))

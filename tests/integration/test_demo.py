@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 COUNTS = {"created", "folded", "superseded", "open", "stored", "lost"}
@@ -52,3 +55,27 @@ def test_its_files_tell_the_same(done) -> None:
     ledgers = (folder / "devices").glob("*.witness.jsonl")
     lines = sum(len(ledger.read_text().splitlines()) for ledger in ledgers)
     assert lines == summary["updates_created"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_stopped_takes_its_servers_along(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "fedmq.cli", "demo", "--devices", "3"]
+    with subprocess.Popen(
+        [*command, "--output", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("*/devices/*.jsonl")):  # all servers run by then
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        servers = psutil.Process(demo.pid).children(recursive=True)
+        assert len(servers) == 4
+        demo.send_signal(number)
+        _, said = demo.communicate(timeout=60)
+    assert demo.returncode == 128 + number
+    assert "stopped; what there is lies in" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(servers, timeout=20)
+    assert alive == []
