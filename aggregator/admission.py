@@ -34,8 +34,8 @@ class Standing:
 
     Attributes:
         spec: the task.
-        codec_id: of the codec that the task asks for.
-        size: parameters.
+        codec_ids: of the codecs that the task has asked for so far.
+        size: parameters that travel.
         spec_digest: the ParamSpec's short digest.
         epoch: the task's epoch.
         version: folds so far.
@@ -43,7 +43,7 @@ class Standing:
     """
 
     spec: TaskSpec
-    codec_id: int
+    codec_ids: frozenset[int]
     size: int
     spec_digest: int
     epoch: int
@@ -113,7 +113,7 @@ def _content_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None
         codec = codec_by_id(update.codec)
     except WireError as exc:
         return Rejected(exc.reason, str(exc))
-    if codec.codec_id != standing.codec_id:
+    if codec.codec_id not in standing.codec_ids:
         return Rejected(
             Reason.WRONG_CODEC, f"codec {codec.name}, the task says {standing.spec.codec.name}"
         )

@@ -1,60 +1,144 @@
 """What the world is told after a commit: records for the outbox. Pure.
 
-Order matters: the specification, then a blob before the manifest that names it, then the sweep of
-what is too old, then receipts and what people watch.
+Order matters: the specification, then blobs before the manifests that name them, then the sweep of
+what nobody needs, then receipts and what people watch.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from aggregator.checkpoint import LivingBlob
-from aggregator.fold import Answer, Changes, TaskState
-from schemas.messages import Receipt
+from aggregator.state import Answer, Changes, Release, TaskState
+from schemas.messages import Manifest, Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
 from schemas.window import SeqWindow
-from schemas.wire import encode_manifest, encode_receipt
+from schemas.wire import encode_receipt
 
-GENERATIONS = 2
-"""Blobs kept on the broker: the newest and the one before, for whoever is in mid-download."""
-
-
-def next_living(
-    living: tuple[LivingBlob, ...], changes: Changes
-) -> tuple[tuple[LivingBlob, ...], LivingBlob | None]:
-    """The blobs that live after a commit, and the one to sweep."""
-    if changes.publication is None:
-        return living, None
-    manifest = changes.publication.manifest
-    fresh = LivingBlob(manifest.blob, manifest.chunks)
-    if fresh in living:
-        return living, None
-    everyone = (*(blob for blob in living if blob.name != fresh.name), fresh)
-    if len(everyone) <= GENERATIONS:
-        return everyone, None
-    return everyone[1:], everyone[0]
+GENERATIONS: Final = 2
+"""Published blobs kept on the broker: the newest and the one before, for who is in mid-download."""
 
 
-def records(state: TaskState, changes: Changes, swept: LivingBlob | None) -> Iterator[Record]:
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Which blobs lie where, before a commit or after it.
+
+    Attributes:
+        living: those whose chunks are retained on the broker.
+        kept: names of those whose bytes are in Redis.
+    """
+
+    living: tuple[LivingBlob, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a commit does to the blobs.
+
+    Attributes:
+        after: how they lie then.
+        spread: to be retained on the broker; `swept`: no longer.
+        dropped: names of those whose bytes leave Redis.
+    """
+
+    after: Shelf
+    spread: tuple[Manifest, ...] = ()
+    swept: tuple[LivingBlob, ...] = ()
+    dropped: tuple[str, ...] = field(default=())
+
+
+def moves(state: TaskState, before: Shelf) -> Moves:
+    """Compare what lies where with what the releases need."""
+    wanted = _needed_on_broker(state)
+    living = {blob.name: blob for blob in before.living}
+    fresh = {m.blob: LivingBlob(m.blob, m.chunks) for m in wanted}
+    kept = tuple(release.named.blob for _, release in sorted(state.releases.items()))
+    return Moves(
+        after=Shelf(tuple(fresh.values()), kept),
+        spread=tuple(m for m in wanted if m.blob not in living),
+        swept=tuple(blob for name, blob in living.items() if name not in fresh),
+        dropped=tuple(name for name in before.kept if name not in kept),
+    )
+
+
+def _needed_on_broker(state: TaskState) -> list[Manifest]:
+    published = [v for v, r in sorted(state.releases.items()) if r.status == "published"]
+    versions = set(published[-GENERATIONS:]) | set(state.pinned.values())
+    if state.candidate is not None and state.spec is not None and state.spec.gate.canary:
+        versions.add(state.candidate)
+    return [state.releases[v].named for v in sorted(versions) if v in state.releases]
+
+
+def records(state: TaskState, changes: Changes, moved: Moves) -> Iterator[Record]:
     """Everything to say for one commit, in order."""
     if changes.spec is not None:
         yield Say("spec", changes.spec, retain=True)
-    if changes.publication is not None:
-        manifest = changes.publication.manifest
+    for manifest in moved.spread:
         yield Spread(manifest.blob, manifest.chunk_bytes)
-        yield Say("model", encode_manifest(manifest), retain=True)
-    if swept is not None:
-        yield Sweep(swept.name, swept.chunks)
+    if changes.model and (last := state.published) is not None:
+        yield Say("model", last.manifest, retain=True)
+    for suffix, payload in standing(state, changes).items():
+        yield Say(suffix, payload, retain=True)
+    for blob in moved.swept:
+        yield Sweep(blob.name, blob.chunks)
     for device, answer in changes.answers.items():
         yield Say(f"receipt/{device}", _receipt(state, device, answer), retain=True)
+    for device in sorted(changes.erased):
+        yield Say(f"receipt/{device}", b"", retain=True)
+        yield Say(f"state/{device}", b"", retain=True)
     yield Say("metrics", metrics_json(state), retain=True)
     for event in changes.events:
         yield Say("events", msgspec.json.encode(event), retain=False)
 
 
+def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:
+    """Retained topics that are not as before, beside spec, model and metrics; empty: cleared."""
+    said: dict[str, bytes] = {}
+    if changes.candidate or changes.spec is not None:
+        said |= _candidate(state, cleared=changes.spec is not None)
+    for device, version in changes.pins.items():
+        release = state.releases.get(version) if version is not None else None
+        said[f"model/{device}"] = b"" if release is None else release.manifest
+    if changes.releases:
+        newest = [version_record(state, r) for _, r in sorted(state.releases.items())]
+        said["versions"] = msgspec.json.encode({"epoch": state.epoch, "versions": newest})
+    return said
+
+
+def _candidate(state: TaskState, *, cleared: bool) -> dict[str, bytes]:
+    """What canary devices shall have: the version that waits, or what everybody has."""
+    if state.spec is None or not state.spec.gate.canary:
+        return {"candidate": b""} if cleared else {}
+    waiting = state.published if state.candidate is None else state.releases[state.candidate]
+    return {} if waiting is None else {"candidate": waiting.manifest}
+
+
+def version_record(state: TaskState, release: Release) -> dict[str, object]:
+    """One version, for people: how good it is is told when enough devices have said so."""
+    manifest, known = release.named, release.judgement
+    least = 1 if state.spec is None else state.spec.evaluate.min_devices
+    told = known.devices >= least
+    return {
+        "version": release.version,
+        "status": release.status,
+        "at_ms": release.at_ms,
+        "digest": manifest.model_digest.hex()[:16],
+        "bytes": manifest.blob_bytes,
+        "updates_folded": release.updates,
+        "devices": known.devices,
+        "metrics": {name: mean.value for name, mean in known.means.items()} if told else {},
+        "examples": max((mean.examples for mean in known.means.values()), default=0),
+        "server": known.server,
+        "server_examples": known.server_examples,
+    }
+
+
 def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
-    window = state.windows.get((device, answer.boot), SeqWindow())
+    window = answer.window or state.windows.get((device, answer.boot), SeqWindow())
     receipt = Receipt(
         epoch=state.epoch,
         boot=answer.boot,
@@ -69,12 +153,14 @@ def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
 
 def metrics_json(state: TaskState) -> bytes:
     """The retained metrics: counters since the task's origin."""
-    tally = state.tally
+    tally, last = state.tally, state.published
     return msgspec.json.encode(
         {
+            "phase": state.phase,
             "epoch": state.epoch,
             "version": state.model.version,
-            "published": max(state.bases, default=None),
+            "published": None if last is None else last.version,
+            "candidate": state.candidate,
             "buffered": state.model.buffered,
             "updates_folded": tally.folded,
             "updates_rejected": tally.rejected,
@@ -82,6 +168,7 @@ def metrics_json(state: TaskState) -> bytes:
             "staleness_mean": tally.staleness_sum / tally.folded if tally.folded else 0.0,
             "staleness_max": tally.staleness_max,
             "payload_bytes": tally.payload_bytes,
+            "devices": len(state.devices),
             "spools": len(state.windows),
             "at_ms": state.cursor.ms,
         }

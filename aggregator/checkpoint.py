@@ -1,7 +1,10 @@
 """A checkpoint: the fold's state as bytes, and back. A cache of the fold, with a cursor.
 
 Pure. The small part is one JSON document, the vectors are raw little-endian float32, a window is
-its top (uint32) and its outcome bytes. Refuses (InvariantError) what another arithmetic made.
+its top (uint32) and its outcome bytes, a device is one JSON object. Refuses (InvariantError) what
+another arithmetic made, and what a newer fedmq wrote.
+
+Schema 1 knew no releases and no devices: `migrated` makes them from what it had.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,16 +13,23 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from aggregator.fold import FOLD_ID, Changes, Sender, Tally, TaskState
+from aggregator.fold import FOLD_ID
+from aggregator.state import Changes, DeviceRecord, Release, Sender, Tally, TaskState
 from aggregator.strategies import State
 from schemas.errors import InvariantError
 from schemas.log import EntryId
 from schemas.names import Boot, DeviceId, Epoch
 from schemas.params import Params
-from schemas.task import TaskSpec
+from schemas.task import Phase, TaskSpec
 from schemas.window import SPAN, SeqWindow
+from schemas.wire import decode_manifest
+
+SCHEMA: Final = 2
+"""How a checkpoint is laid out. A higher number is refused, a lower one migrated."""
 
 _VIEW: Final = "view:"
+_BESIDE: Final = ("fixed", "good")
+"""Vectors that are the fold's and not the strategy's."""
 
 
 class LivingBlob(msgspec.Struct, frozen=True):
@@ -30,7 +40,7 @@ class LivingBlob(msgspec.Struct, frozen=True):
 
 
 class SmallState(msgspec.Struct, frozen=True):
-    """Everything of a TaskState but vectors and windows, and what the outbox must remember."""
+    """Everything of a TaskState but vectors, windows and devices; and where the blobs lie."""
 
     fold_id: str
     epoch: int
@@ -43,9 +53,23 @@ class SmallState(msgspec.Struct, frozen=True):
     bases: list[tuple[int, int]]
     tally: Tally
     living: tuple[LivingBlob, ...] = ()
+    schema: int = 1
+    kept: tuple[str, ...] = ()
+    phase: Phase = "running"
+    started_ms: int = 0
+    codecs: tuple[int, ...] = ()
+    proposed: int | None = None
+    releases: list[Release] = []
+    candidate: int | None = None
+    pins: dict[str, int] = {}
+    pinned: dict[str, int] = {}
+    best: float | None = None
+    since_best: int = 0
 
 
-def small_state(state: TaskState, living: tuple[LivingBlob, ...]) -> bytes:
+def small_state(
+    state: TaskState, living: tuple[LivingBlob, ...], kept: tuple[str, ...] = ()
+) -> bytes:
     """Write the small part."""
     return msgspec.json.encode(
         SmallState(
@@ -60,6 +84,18 @@ def small_state(state: TaskState, living: tuple[LivingBlob, ...]) -> bytes:
             bases=list(state.bases.items()),
             tally=state.tally,
             living=living,
+            schema=SCHEMA,
+            kept=kept,
+            phase=state.phase,
+            started_ms=state.started_ms,
+            codecs=state.codecs,
+            proposed=state.proposed,
+            releases=list(state.releases.values()),
+            candidate=state.candidate,
+            pins=state.pins,
+            pinned={str(device): version for device, version in state.pinned.items()},
+            best=state.best,
+            since_best=state.since_best,
         )
     )
 
@@ -74,15 +110,53 @@ def read_small_state(data: bytes) -> SmallState:
     if small.fold_id != FOLD_ID:
         msg = f"the checkpoint was folded by {small.fold_id}, this is {FOLD_ID}"
         raise InvariantError(msg)
+    if small.schema > SCHEMA:
+        msg = f"the checkpoint has schema {small.schema}, this fedmq knows {SCHEMA}: update it"
+        raise InvariantError(msg)
     return small
 
 
+def migrated(
+    small: SmallState, manifest: bytes | None, windows: Iterable[str]
+) -> tuple[SmallState, dict[str, bytes]]:
+    """Bring a checkpoint of an older schema up: (small part, devices).
+
+    Schema 1 -> 2: the newest published version becomes the only release; every device that has a
+    window is known, though not what it did; ids of codecs are those of the specification.
+    """
+    first_ms = EntryId.parse(small.cursor).ms
+    names = sorted({sender_from_text(text)[0] for text in windows})
+    devices = {str(name): msgspec.json.encode(DeviceRecord()) for name in names}
+    if manifest is None:
+        return msgspec.structs.replace(small, schema=SCHEMA, started_ms=first_ms), devices
+    newest = decode_manifest(manifest)
+    release = Release(newest.version, small.published_ms, manifest, "published", small.tally.folded)
+    return (
+        msgspec.structs.replace(
+            small,
+            schema=SCHEMA,
+            started_ms=first_ms,
+            proposed=newest.version,
+            releases=[release],
+            kept=tuple(blob.name for blob in small.living),
+        ),
+        devices,
+    )
+
+
 def restore(
-    small: SmallState, vectors: Mapping[str, bytes], windows: Mapping[str, bytes]
+    small: SmallState,
+    vectors: Mapping[str, bytes],
+    windows: Mapping[str, bytes],
+    devices: Mapping[str, bytes],
 ) -> TaskState:
     """Put a TaskState together again."""
     arrays = {name: vector_from_bytes(data) for name, data in vectors.items()}
-    model = {name: vector for name, vector in arrays.items() if not name.startswith(_VIEW)}
+    model = {
+        name: vector
+        for name, vector in arrays.items()
+        if not name.startswith(_VIEW) and name not in _BESIDE
+    }
     views = {
         int(name.removeprefix(_VIEW)): vector
         for name, vector in arrays.items()
@@ -93,11 +167,24 @@ def restore(
         model=State(small.version, model, small.buffered),
         cursor=EntryId.parse(small.cursor),
         spec=small.spec,
+        phase=small.phase,
+        started_ms=small.started_ms,
+        fixed=arrays.get("fixed"),
         bases=dict(small.bases),
         views=dict(sorted(views.items())),
+        good=arrays.get("good"),
+        codecs=small.codecs,
+        proposed=small.proposed,
         published_ms=small.published_ms,
         buffered_ms=small.buffered_ms,
         windows={sender_from_text(k): window_from_bytes(v) for k, v in windows.items()},
+        devices={DeviceId(k): device_from_bytes(v) for k, v in devices.items()},
+        releases={release.version: release for release in small.releases},
+        candidate=small.candidate,
+        pins=dict(small.pins),
+        pinned={DeviceId(k): v for k, v in small.pinned.items()},
+        best=small.best,
+        since_best=small.since_best,
         tally=small.tally,
     )
 
@@ -106,6 +193,8 @@ def changed_vectors(state: TaskState, changes: Changes) -> dict[str, bytes | Non
     """The vectors to write; None for one to delete."""
     living = dict(state.model.vectors)
     living |= {f"{_VIEW}{version}": view for version, view in state.views.items()}
+    beside = zip(_BESIDE, (state.fixed, state.good), strict=True)
+    living |= {name: vector for name, vector in beside if vector is not None}
     return {
         name: vector_to_bytes(living[name]) if name in living else None
         for name in sorted(changes.vectors)
@@ -115,6 +204,20 @@ def changed_vectors(state: TaskState, changes: Changes) -> dict[str, bytes | Non
 def changed_windows(state: TaskState, senders: Iterable[Sender]) -> dict[str, bytes]:
     """The windows to write."""
     return {sender_to_text(s): window_to_bytes(state.windows[s]) for s in senders}
+
+
+def changed_devices(state: TaskState, changes: Changes) -> dict[str, bytes]:
+    """The records of devices to write."""
+    return {str(d): msgspec.json.encode(state.devices[d]) for d in sorted(changes.devices)}
+
+
+def device_from_bytes(data: bytes) -> DeviceRecord:
+    """Read a device's record. Raises InvariantError."""
+    try:
+        return msgspec.json.decode(data, type=DeviceRecord)
+    except msgspec.DecodeError as exc:
+        msg = f"a device's record cannot be read: {exc}"
+        raise InvariantError(msg) from exc
 
 
 def vector_to_bytes(vector: Params) -> bytes:

@@ -1,44 +1,48 @@
 -- One commit of one task, all or nothing, and only once.
 --
--- KEYS  1 checkpoint  2 arrays  3 windows  4 out  5 dead  6 holder  7 spec  8 manifest
---       9 metrics  10 blobs  11 log  12 new blob  13 blob to delete
+-- KEYS  1 checkpoint  2 arrays  3 windows  4 devices  5 versions  6 standing  7 out  8 dead
+--       9 holder  10 spec  11 manifest  12 metrics  13 blobs  14 log
+--       then the blobs to keep, then the blobs to delete
 -- ARGV  1 holder token  2 serial before  3 redis run_id  4 MessagePack of the commit
 --
 -- Returns 1 when done; 0 when refused: the token, the serial or the server is another one.
 -- A repeat of a commit that was done finds another serial and is refused.
 
-if redis.call('GET', KEYS[6]) ~= ARGV[1] then return 0 end
+if redis.call('GET', KEYS[9]) ~= ARGV[1] then return 0 end
 if (redis.call('HGET', KEYS[1], 'serial') or '0') ~= ARGV[2] then return 0 end
 if not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then return 0 end
 
 local commit = cmsgpack.unpack(ARGV[4])
 local serial = string.format('%d', tonumber(ARGV[2]) + 1)
 
-redis.call('HSET', KEYS[1], 'serial', serial, 'small', commit.small)
-for name, bytes in pairs(commit.vectors) do redis.call('HSET', KEYS[2], name, bytes) end
-for _, name in ipairs(commit.gone) do redis.call('HDEL', KEYS[2], name) end
-for name, bytes in pairs(commit.windows) do redis.call('HSET', KEYS[3], name, bytes) end
+local function write(key, changed, gone)
+  for name, bytes in pairs(changed) do redis.call('HSET', key, name, bytes) end
+  for _, name in ipairs(gone) do redis.call('HDEL', key, name) end
+end
 
-if commit.spec then redis.call('SET', KEYS[7], commit.spec) end
-if commit.metrics then redis.call('SET', KEYS[9], commit.metrics) end
-if commit.blob then
-  redis.call('SET', KEYS[12], commit.blob)
-  redis.call('HSET', KEYS[10], commit.blob_name, commit.chunk_bytes)
-  redis.call('SET', KEYS[8], commit.manifest)
-end
-if commit.sweep then
-  redis.call('DEL', KEYS[13])
-  redis.call('HDEL', KEYS[10], commit.sweep)
-end
+redis.call('HSET', KEYS[1], 'serial', serial, 'small', commit.small)
+write(KEYS[2], commit.vectors, commit.gone_vectors)
+write(KEYS[3], commit.windows, commit.gone_windows)
+write(KEYS[4], commit.devices, {})
+write(KEYS[5], commit.versions, {})
+write(KEYS[6], commit.standing, commit.gone_standing)
+write(KEYS[13], commit.spread, commit.swept)
+
+if commit.spec then redis.call('SET', KEYS[10], commit.spec) end
+if commit.manifest then redis.call('SET', KEYS[11], commit.manifest) end
+redis.call('SET', KEYS[12], commit.metrics)
+
+for i, bytes in ipairs(commit.blobs) do redis.call('SET', KEYS[14 + i], bytes) end
+for i = 15 + #commit.blobs, #KEYS do redis.call('DEL', KEYS[i]) end
 
 for i, fields in ipairs(commit.out) do
-  redis.call('XADD', KEYS[4], serial .. '-' .. i, unpack(fields))
+  redis.call('XADD', KEYS[7], serial .. '-' .. i, unpack(fields))
 end
 
 for _, letter in ipairs(commit.dead) do
-  redis.call('XADD', KEYS[5], letter[1], unpack(letter[2]))
+  redis.call('XADD', KEYS[8], letter[1], unpack(letter[2]))
 end
-if #commit.dead > 0 then redis.call('XTRIM', KEYS[5], 'MAXLEN', commit.dead_keep) end
+if #commit.dead > 0 then redis.call('XTRIM', KEYS[8], 'MAXLEN', commit.dead_keep) end
 
-if commit.log_keep then redis.call('XTRIM', KEYS[11], 'MINID', '~', commit.log_keep) end
+if commit.log_keep then redis.call('XTRIM', KEYS[14], 'MINID', '~', commit.log_keep) end
 return 1

@@ -5,137 +5,87 @@
 Pure and deterministic: no clock (time is the entry's id), no socket, no randomness. Everything it
 depends on is the origin and the entries. What it wants said or stored it writes into `Changes`;
 the service commits those. Where commits fall does not change what is folded.
+
+Here an entry finds its effect on the model; what leaves the server is decided in
+`aggregator.publishing`, half of the same fold.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Final
 
-import numpy as np
+import msgspec
 
 from aggregator.admission import Rejected, Standing, admit, codec_id_of, read_header
+from aggregator.gate import done_because, finish_ms
+from aggregator.publishing import Publisher, params_of
+from aggregator.state import (
+    Answer,
+    Changes,
+    DeadLetter,
+    DeviceRecord,
+    Ledger,
+    Publication,
+    Release,
+    Sender,
+    Tally,
+    TaskState,
+    origin_state,
+)
 from aggregator.strategies import Advanced, Contribution, State, Strategy, strategy_for
 from schemas.errors import InvariantError
-from schemas.log import HEAD_BYTES, Arrived, Entry, EntryId, SpecSet, Tick
-from schemas.messages import Manifest, ModelUpdate
-from schemas.names import Boot, DeviceId, Epoch, ModelVersion
-from schemas.outcomes import FOLDED, outcome_name
-from schemas.params import Params, base_digest, model_digest
-from schemas.task import TaskSpec, spec_from_json
+from schemas.evaluation import Evaluation, reported
+from schemas.log import (
+    HEAD_BYTES,
+    Arrived,
+    DeviceErased,
+    DeviceSet,
+    Entry,
+    EntryId,
+    EpochSet,
+    Evaluated,
+    ModelSet,
+    PhaseSet,
+    PinSet,
+    ReleaseSet,
+    SpecSet,
+    Tick,
+)
+from schemas.messages import ModelUpdate
+from schemas.names import Boot, DeviceId, Epoch
+from schemas.outcomes import FOLDED, Reason, outcome_name
+from schemas.params import Params, travelling
+from schemas.task import Phase, TaskSpec, spec_from_json, spec_to_json
 from schemas.window import SeqWindow
 
 FOLD_ID: Final = "fold-1"
 """The arithmetic. Changed arithmetic is a new name, recorded in every checkpoint."""
-
-ORIGIN: Final = EntryId()
-"""The cursor before the first entry."""
-
-Sender: TypeAlias = tuple[DeviceId, Boot]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has happened to this task's updates since its origin."""
-
-    folded: int = 0
-    duplicates: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    staleness_sum: int = 0
-    staleness_max: int = 0
-    payload_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The last update of a device that was decided: what its Receipt will name."""
-
-    boot: Boot
-    seq: int
-    outcome: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A refused update, for people to look at: `data` is bounded by HEAD_BYTES."""
-
-    id: EntryId
-    device: DeviceId
-    reason: str
-    detail: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A version that leaves the server: its manifest and its blob."""
-
-    manifest: Manifest
-    blob: bytes
-
-
-@dataclass(slots=True)
-class Changes:
-    """What has changed since the last commit."""
-
-    vectors: set[str] = field(default_factory=set)
-    senders: set[Sender] = field(default_factory=set)
-    answers: dict[DeviceId, Answer] = field(default_factory=dict)
-    dead: list[DeadLetter] = field(default_factory=list)
-    events: list[dict[str, object]] = field(default_factory=list)
-    spec: bytes | None = None
-    publication: Publication | None = None
-
-
-@dataclass(slots=True)
-class TaskState:
-    """Everything that the next entry's effect depends on.
-
-    Attributes:
-        epoch: the task's epoch.
-        cursor: the id of the last entry folded.
-        spec: None until the first SpecSet.
-        model: the strategy's state; `vectors["params"]` is the model.
-        bases: published versions that may serve as a base -> their short digest.
-        views: published models, for strategies that need them.
-        published_ms: when the newest was published.
-        buffered_ms: when the oldest contribution in the buffer came; 0 when it is empty.
-        windows: the settled numbers of every (device, boot).
-        tally: the counters.
-    """
-
-    epoch: Epoch
-    model: State
-    cursor: EntryId = ORIGIN
-    spec: TaskSpec | None = None
-    bases: dict[int, int] = field(default_factory=dict)
-    views: dict[int, Params] = field(default_factory=dict)
-    published_ms: int = 0
-    buffered_ms: int = 0
-    windows: dict[Sender, SeqWindow] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
-
-
-def origin_state(epoch: Epoch, params: Params) -> TaskState:
-    """The state before the first entry."""
-    return TaskState(epoch, State(0, {"params": params.copy()}))
 
 
 class Fold:
     """Applies entries to a TaskState that it owns, and collects the Changes."""
 
     def __init__(self, state: TaskState) -> None:
-        self.state = state
-        self.changes = Changes()
+        self._ledger = Ledger(state)
         self._strategy: Strategy | None = None
         self._standing: Standing | None = None
+        self._publisher = Publisher(self._ledger, 0)
         if state.spec is not None:
             self._obey(state.spec)
 
+    @property
+    def state(self) -> TaskState:
+        """What was folded so far."""
+        return self._ledger.state
+
+    @property
+    def changes(self) -> Changes:
+        """What has changed since it was taken."""
+        return self._ledger.changes
+
     def take_changes(self) -> Changes:
         """Hand over what has changed since the last call."""
-        changes, self.changes = self.changes, Changes()
-        return changes
+        return self._ledger.take_changes()
 
     def apply_all(self, entries: Iterable[Entry]) -> None:
         """Fold entries in order."""
@@ -148,63 +98,199 @@ class Fold:
         if entry.id <= state.cursor:
             msg = f"entry {entry.id} does not follow {state.cursor}"
             raise InvariantError(msg)
+        state.cursor = entry.id
+        state.started_ms = state.started_ms or entry.id.ms
+        ms = entry.id.ms
         match entry.body:
             case Arrived() as arrived:
                 self._arrive(entry.id, arrived)
             case SpecSet(json):
                 self._respecify(json)
             case Tick():
-                self._flush_if_due(entry.id.ms)
-        state.cursor = entry.id
-        self._publish_if_due(entry.id.ms)
+                self._flush_if_due(ms)
+            case command:
+                self._obey_people(ms, command)
+        self._pass_time(ms)
+
+    def _obey_people(
+        self,
+        ms: int,
+        command: PhaseSet
+        | DeviceSet
+        | DeviceErased
+        | PinSet
+        | ModelSet
+        | Evaluated
+        | ReleaseSet
+        | EpochSet,
+    ) -> None:
+        """Carry out what the operator, or the server's own judge, has written into the log."""
+        publisher, state = self._publisher, self.state
+        match command:
+            case PhaseSet(phase):
+                self._enter(phase, ms)
+            case DeviceSet() as changed:
+                self._set_device(changed, ms)
+            case DeviceErased(device):
+                self._erase(device, ms)
+            case PinSet(tag, version):
+                publisher.pin(tag, version, ms)
+            case ModelSet(blob, version):
+                self._set_model(blob, version, ms)
+            case Evaluated(version, num_examples, metrics):
+                publisher.reported(version, Evaluation(num_examples, metrics), by_server=True)
+            case ReleaseSet(version, publish) if state.spec is not None:
+                back = publisher.decide(state.spec, version, ms, publish=publish)
+                self._go_back(back, ms)
+            case EpochSet(epoch):
+                publisher.move_to(Epoch(epoch))
+                self._refresh()
+                if state.spec is not None:
+                    self._say_spec(state.spec)
+                self._ledger.tell(ms, "moved", epoch=epoch)
 
     def next_deadline_ms(self) -> int | None:
         """When a Tick would change something, in milliseconds since 1970; None for never."""
         state, spec = self.state, self.state.spec
         if spec is None:
             return None
-        due: list[int] = []
+        due = [self._publisher.deadline_ms(spec)]
         if state.model.buffered and spec.strategy.flush_after_s:
             due.append(state.buffered_ms + round(spec.strategy.flush_after_s * 1000))
-        if self._unpublished and spec.publish.seconds:
-            due.append(state.published_ms + round(spec.publish.seconds * 1000))
-        return min(due, default=None)
+        if spec.finish.seconds and state.phase != "finished":
+            due.append(finish_ms(spec.finish, state))
+        return min((ms for ms in due if ms is not None), default=None)
 
     # -- specification ---------------------------------------------------------------------
 
     def _obey(self, spec: TaskSpec) -> None:
-        self._strategy = strategy_for(spec.strategy)
+        state = self.state
+        self._strategy = strategy_for(spec.strategy, spec.params.buffers)
+        self._publisher = Publisher(self._ledger, self._strategy.views)
         self._standing = Standing(
             spec=spec,
-            codec_id=codec_id_of(spec),
-            size=spec.params.size,
+            codec_ids=frozenset({*state.codecs, codec_id_of(spec)}),
+            size=spec.params.wire_size,
             spec_digest=spec.params.short_digest,
-            epoch=self.state.epoch,
-            version=self.state.model.version,
-            bases=self.state.bases,
+            epoch=state.epoch,
+            version=state.model.version,
+            bases=state.bases,
         )
+
+    def _refresh(self) -> None:
+        """Admit by the epoch and version that hold now."""
+        if self._standing is not None:
+            now = self.state
+            self._standing = replace(self._standing, epoch=now.epoch, version=now.model.version)
 
     def _respecify(self, json: bytes) -> None:
         """Follow another TaskSpec from here on; what waits in the buffer is folded first."""
         state = self.state
         spec = spec_from_json(json)
-        renamed = state.spec is not None and spec.params.digest != state.spec.params.digest
-        if renamed or spec.params.size != state.model.vectors["params"].size:
-            msg = "a task cannot change its tensors"
-            raise InvariantError(msg)
+        self._check_tensors(spec)
+        if state.spec is None and spec.params.wire_size != spec.params.size:
+            whole = state.model.vectors["params"]
+            state.fixed = whole.copy()
+            self.changes.vectors.add("fixed")
+            state.model = State(state.model.version, {"params": travelling(spec.params, whole)})
         if self._strategy is not None:
             state.model, _ = self._strategy.flush(state.model)
         old = state.model
-        fresh = strategy_for(spec.strategy).init(old.vectors["params"])
+        strategy = strategy_for(spec.strategy, spec.params.buffers)
+        fresh = strategy.init(old.vectors["params"])
         kept = {name: old.vectors.get(name, vector) for name, vector in fresh.vectors.items()}
         state.model = State(old.version, kept)
         state.buffered_ms = 0
         state.spec = spec
+        state.codecs = tuple(sorted({*state.codecs, codec_id_of(spec)}))
         self._obey(spec)
-        if self._strategy is not None and self._strategy.views and not state.views:
+        if strategy.views and not state.views:
             state.bases.clear()  # the strategy mixes against published models: publish one now
+            state.proposed = None
         self.changes.vectors.update(old.vectors.keys() | kept.keys())
-        self.changes.spec = json
+        self._say_spec(spec)
+
+    def _check_tensors(self, spec: TaskSpec) -> None:
+        """The tensors of a task never change."""
+        state = self.state
+        if state.spec is None:
+            fits = spec.params.size == state.model.vectors["params"].size
+        else:
+            fits = spec.params.digest == state.spec.params.digest
+        if not fits:
+            msg = "a task cannot change its tensors"
+            raise InvariantError(msg)
+
+    def _say_spec(self, spec: TaskSpec) -> None:
+        """Publish the specification, with the task's phase in it."""
+        said = msgspec.structs.replace(spec, phase=self.state.phase)
+        self.changes.spec = spec_to_json(said)
+
+    # -- what people decide ----------------------------------------------------------------
+
+    def _enter(self, phase: Phase, ms: int, why: str = "as told") -> None:
+        state = self.state
+        if state.phase == phase:
+            return
+        state.phase = phase
+        if phase == "running":
+            state.since_best = 0
+        self._ledger.tell(ms, phase, why=why)
+        if state.spec is not None:
+            self._say_spec(state.spec)
+
+    def _set_device(self, changed: DeviceSet, ms: int) -> None:
+        record = self._ledger.device(changed.device)
+        if changed.banned is not None and changed.banned != record.banned:
+            record.banned = changed.banned
+            self._ledger.tell(ms, "banned" if record.banned else "allowed", device=changed.device)
+        if changed.tags is not None:
+            record.tags = tuple(sorted(changed.tags))
+            self._publisher.pin_device(changed.device)
+
+    def _erase(self, device: DeviceId, ms: int) -> None:
+        """Leave only the ban, so that the device does not come back unseen."""
+        state, changes = self.state, self.changes
+        for sender in [sender for sender in state.windows if sender[0] == device]:
+            del state.windows[sender]
+            changes.senders.discard(sender)
+            changes.gone_senders.add(sender)
+        state.devices[device] = DeviceRecord(banned=True)
+        changes.devices.add(device)
+        changes.answers.pop(device, None)
+        changes.erased.add(device)
+        state.pins.pop(device, None)
+        self._publisher.pin_device(device)
+        self._ledger.tell(ms, "erased", device=device)
+
+    def _set_model(self, blob: bytes, version: int, ms: int) -> None:
+        """Go back to the parameters of a published version, as a new version."""
+        state = self.state
+        whole = params_of(blob)
+        size = state.model.vectors["params"].size if state.fixed is None else state.fixed.size
+        if state.spec is None or whole.size != size:
+            msg = f"a model of {whole.size} parameters does not fit the task"
+            raise InvariantError(msg)
+        self._become(travelling(state.spec.params, whole), version, ms)
+
+    def _go_back(self, params: Params | None, ms: int) -> None:
+        """Go back to the last published model, when the gate says so."""
+        last = self.state.published
+        if params is not None and last is not None:
+            self._become(params, last.version, ms)
+
+    def _become(self, params: Params, version: int, ms: int) -> None:
+        """A new version with these parameters; buffer, momentum and later versions are void."""
+        state = self.state
+        assert self._strategy is not None  # noqa: S101 - there is a specification
+        old = state.model.vectors
+        fresh = self._strategy.init(params)
+        state.model = State(state.model.version + 1, fresh.vectors)
+        self.changes.vectors.update(old.keys() | fresh.vectors.keys())
+        self._publisher.withdraw_after(version)
+        state.proposed = None
+        self._advanced()
+        self._ledger.tell(ms, "rolled_back", to=version)
 
     # -- arrivals --------------------------------------------------------------------------
 
@@ -213,47 +299,84 @@ class Fold:
             msg = "an update before the first specification"
             raise InvariantError(msg)
         header = read_header(arrived, self._standing.spec.max_update_bytes)
+        record = self._hear(entry_id, arrived)
         if isinstance(header, Rejected):
-            self._bury(entry_id, arrived, header)
+            self._bury(entry_id, arrived, header, record)
             nameless = Answer(Boot(0), 0, header.reason)
             self.changes.answers.setdefault(arrived.device, nameless)
             return
         sender = (arrived.device, header.boot)
-        window = self._window(sender, entry_id)
+        window = self.state.windows.get(sender, SeqWindow())
         known = window.outcome(header.seq)
         if known:
             self.state.tally.duplicates += 1
+            record.duplicates += 1
             self.changes.answers[arrived.device] = Answer(header.boot, header.seq, known)
             return
-        outcome = self._decide(entry_id, arrived, header)
-        self.state.windows[sender] = window.settle(header.seq, outcome)
-        self.changes.senders.add(sender)
-        self.changes.answers[arrived.device] = Answer(header.boot, header.seq, outcome)
+        outcome = self._decide(entry_id, arrived, header, record)
+        settled = window.settle(header.seq, outcome)
+        stand_in = None
+        if record.banned and sender not in self.state.windows:
+            stand_in = settled  # nothing is kept of it but that it is banned
+        else:
+            if sender not in self.state.windows:
+                facts = {"device": arrived.device, "boot": header.boot}
+                self._ledger.tell(entry_id.ms, "joined", **facts)
+            self.state.windows[sender] = settled
+            self.changes.senders.add(sender)
+            self.changes.gone_senders.discard(sender)
+        answer = Answer(header.boot, header.seq, outcome, stand_in)
+        self.changes.answers[arrived.device] = answer
 
-    def _window(self, sender: Sender, entry_id: EntryId) -> SeqWindow:
-        window = self.state.windows.get(sender)
-        if window is None:
-            window = SeqWindow()
-            self._tell(entry_id, "joined", device=sender[0], boot=sender[1])
-        return window
+    def _hear(self, entry_id: EntryId, arrived: Arrived) -> DeviceRecord:
+        """Note that a device has sent something; of a banned one nothing is noted."""
+        known = self.state.devices.get(arrived.device)
+        if known is not None and known.banned:
+            return known
+        record = self._ledger.device(arrived.device)
+        if known is None:
+            self._publisher.pin_device(arrived.device)
+        record.first_ms = record.first_ms or entry_id.ms
+        record.last_ms = entry_id.ms
+        record.bytes_up += arrived.size
+        return record
 
-    def _decide(self, entry_id: EntryId, arrived: Arrived, header: ModelUpdate) -> int:
+    def _decide(
+        self, entry_id: EntryId, arrived: Arrived, header: ModelUpdate, record: DeviceRecord
+    ) -> int:
         """Admit and fold, or refuse: one outcome byte."""
         standing = self._standing
         assert standing is not None  # noqa: S101 - _arrive has looked
-        verdict = admit(arrived, header, standing)
+        verdict = self._barred(record) or admit(arrived, header, standing)
         if isinstance(verdict, Rejected):
-            self._bury(entry_id, arrived, verdict)
+            self._bury(entry_id, arrived, verdict, record)
             return int(verdict.reason)
-        self._fold(entry_id.ms, verdict)
+        weight = self._fold(entry_id.ms, verdict)
         tally = self.state.tally
         tally.folded += 1
         tally.staleness_sum += verdict.staleness
         tally.staleness_max = max(tally.staleness_max, verdict.staleness)
         tally.payload_bytes += len(header.payload)
+        tally.weight += weight
+        record.folded += 1
+        record.staleness_sum += verdict.staleness
+        record.weight += weight
+        record.base = max(record.base, verdict.base_version)
+        found = reported(header.metrics)
+        if found is not None:
+            self._publisher.reported(verdict.base_version, found, by_server=False)
         return FOLDED
 
-    def _fold(self, ms: int, contribution: Contribution) -> None:
+    def _barred(self, record: DeviceRecord) -> Rejected | None:
+        """Whether anything at all is taken, and from this device."""
+        if record.banned:
+            return Rejected(Reason.BANNED, "the operator takes nothing from this device")
+        if self.state.phase == "finished":
+            return Rejected(Reason.FINISHED, "the task is finished")
+        return None
+
+    def _fold(self, ms: int, contribution: Contribution) -> float:
+        """Fold a contribution; return its weight."""
         state = self.state
         assert self._strategy is not None  # noqa: S101 - set together with the standing
         state.model, outcome = self._strategy.fold(state.model, contribution, state.views)
@@ -262,6 +385,7 @@ class Fold:
             self._advanced()
         elif not state.buffered_ms:
             state.buffered_ms = ms
+        return outcome.weight
 
     def _advanced(self) -> None:
         state = self.state
@@ -271,21 +395,22 @@ class Fold:
         newest = max(state.bases, default=0)
         for version in [v for v in state.bases if v < oldest and v != newest]:
             del state.bases[version]
-        if self._standing is not None:
-            self._standing = replace(self._standing, version=state.model.version)
+        self._refresh()
 
-    def _bury(self, entry_id: EntryId, arrived: Arrived, rejected: Rejected) -> None:
+    def _bury(
+        self, entry_id: EntryId, arrived: Arrived, rejected: Rejected, record: DeviceRecord
+    ) -> None:
         name = outcome_name(rejected.reason)
         counts = self.state.tally.rejected
         counts[name] = counts.get(name, 0) + 1
+        if record.banned:
+            return  # counted and answered, but nothing of it is kept
+        record.rejected += 1
         head = bytes(arrived.data[:HEAD_BYTES])
         letter = DeadLetter(entry_id, arrived.device, name, rejected.detail, head)
         self.changes.dead.append(letter)
-        self._tell(entry_id, "rejected", device=arrived.device, reason=name, why=rejected.detail)
-
-    def _tell(self, entry_id: EntryId, what: str, **facts: object) -> None:
-        event = {"event": what, "at_ms": entry_id.ms, "version": self.state.model.version}
-        self.changes.events.append(event | facts)
+        facts = {"device": arrived.device, "reason": name, "why": rejected.detail}
+        self._ledger.tell(entry_id.ms, "rejected", **facts)
 
     # -- time ------------------------------------------------------------------------------
 
@@ -302,56 +427,19 @@ class Fold:
             self.changes.vectors |= outcome.changed
             self._advanced()
 
-    @property
-    def _unpublished(self) -> int:
-        """Versions since the newest published one; 1 when none was."""
-        state = self.state
-        return state.model.version - max(state.bases) if state.bases else 1
-
-    def _publish_if_due(self, ms: int) -> None:
+    def _pass_time(self, ms: int) -> None:
+        """After every entry: publish or judge what is due, and see whether the task is done."""
         state, spec = self.state, self.state.spec
-        if spec is None or not self._unpublished:
+        if spec is None:
             return
-        waited = ms - state.published_ms
-        timely = spec.publish.seconds and waited >= round(spec.publish.seconds * 1000)
-        if not state.bases or self._unpublished >= spec.publish.every or timely:
-            self._publish(ms, spec)
-
-    def _publish(self, ms: int, spec: TaskSpec) -> None:
-        state = self.state
-        version = state.model.version
-        params = state.model.vectors["params"]
-        blob = params.astype("<f4", copy=False).tobytes()
-        digest = model_digest(spec.params.digest, params)
-        state.bases[version] = base_digest(digest)
-        state.published_ms = ms
-        self._keep_view(version, blob)
-        manifest = Manifest(
-            epoch=state.epoch,
-            version=ModelVersion(version),
-            model_digest=digest,
-            spec_digest=spec.params.digest,
-            codec=0,
-            blob=f"k{state.epoch}-{version}",
-            blob_digest=sha256(blob).digest(),
-            blob_bytes=len(blob),
-            chunk_bytes=spec.publish.chunk_bytes,
-        )
-        self.changes.publication = Publication(manifest, blob)
-        self._tell(state.cursor, "published", digest=digest.hex()[:16], bytes=len(blob))
-
-    def _keep_view(self, version: int, blob: bytes) -> None:
-        """Keep the published model for strategies that mix against it, and drop the oldest."""
-        state = self.state
-        keep = self._strategy.views if self._strategy else 0
-        if keep:
-            state.views[version] = np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False)
-            self.changes.vectors.add(f"view:{version}")
-        for old in sorted(state.views)[: max(0, len(state.views) - keep)]:
-            del state.views[old]
-            if keep:
-                state.bases.pop(old, None)
-            self.changes.vectors.add(f"view:{old}")
+        back = self._publisher.step(spec, ms)
+        if back is not None:
+            self._go_back(back, ms)
+            self._publisher.step(spec, ms)
+        if state.phase == "running" and (why := done_because(spec.finish, state, ms)):
+            self._enter("finished", ms, why)
+            if state.model.version != state.proposed and state.candidate is None:
+                self._publisher.propose(spec, ms, at_once=not spec.gate.metric)
 
 
 __all__ = [
@@ -361,6 +449,7 @@ __all__ = [
     "DeadLetter",
     "Fold",
     "Publication",
+    "Release",
     "Sender",
     "Tally",
     "TaskState",

@@ -6,19 +6,21 @@ Crash-only: whatever goes wrong ends the session, and the next one starts from t
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Final, NoReturn
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from aggregator.fold import Changes, Fold
+from aggregator.fold import Fold
+from aggregator.judge import Evaluate, Judge
 from aggregator.settings import AggregatorSettings
+from aggregator.state import Changes, TaskState
 from aggregator.store import Position, TaskStore, as_bytes, connect
-from lifetimes.together import end
+from lifetimes.together import end, together
 from schemas.keys import TASKS, TaskKeys
-from schemas.log import Arrived, Entry
+from schemas.log import Arrived, Body, Entry, ModelSet, Tick
 from schemas.names import TaskName, task_name
 
 log = logging.getLogger("fedmq.aggregator")
@@ -27,6 +29,8 @@ BATCH_ENTRIES: Final = 512
 BATCH_BYTES: Final = 32 << 20
 """Bounds of what is read from the log at once."""
 
+PUBLISHED_BYTES: Final = 64 << 20
+"""A batch ends early when so many bytes of models wait for their commit."""
 
 TROUBLE_S: Final = 5.0
 """How long a task rests whose log or checkpoint cannot be read."""
@@ -36,8 +40,13 @@ class StaleMemoryError(Exception):
     """A commit was refused: somebody else holds the task, or Redis is another one."""
 
 
-async def serve(settings: AggregatorSettings) -> None:
-    """Serve tasks until cancelled: one session a task, started again whenever it ends."""
+async def serve(
+    settings: AggregatorSettings, *, evaluators: Mapping[str, Evaluate] | None = None
+) -> None:
+    """Serve tasks until cancelled: one session a task, started again whenever it ends.
+
+    `evaluators` measure the versions of the tasks they are named for.
+    """
     token = secrets.token_hex(16)
     named = settings.task_names
     running: dict[str, asyncio.Task[None]] = {}
@@ -46,7 +55,8 @@ async def serve(settings: AggregatorSettings) -> None:
             for task in named or await _known_tasks(settings):
                 if task not in running:
                     name = f"fedmq.aggregator[{task}]"
-                    serving = _keep_serving(TaskName(task), settings, token)
+                    judge = (evaluators or {}).get(task)
+                    serving = _keep_serving(TaskName(task), settings, token, judge)
                     running[task] = asyncio.create_task(serving, name=name)
             await asyncio.sleep(1.0)
     finally:
@@ -63,12 +73,14 @@ async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:
         return ()
 
 
-async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str) -> None:
+async def _keep_serving(
+    task: TaskName, settings: AggregatorSettings, token: str, evaluate: Evaluate | None
+) -> None:
     told = ""
     while True:
         try:
             async with connect(settings.redis_url) as redis:
-                waits_for = await _session(redis, task, settings, token)
+                waits_for = await _session(redis, task, settings, token, evaluate)
             if waits_for != told:
                 log.info("waiting task=%s: %s", task, waits_for)
             told = waits_for
@@ -82,7 +94,13 @@ async def _keep_serving(task: TaskName, settings: AggregatorSettings, token: str
         await asyncio.sleep(0.3)
 
 
-async def _session(redis: Redis, task: TaskName, settings: AggregatorSettings, token: str) -> str:
+async def _session(
+    redis: Redis,
+    task: TaskName,
+    settings: AggregatorSettings,
+    token: str,
+    evaluate: Evaluate | None,
+) -> str:
     """Serve a task as long as it can be; otherwise, after a moment, say what it waits for."""
     store = TaskStore(redis, TaskKeys(task), token)
     lease_ms = round(settings.lease_s * 1000)
@@ -96,18 +114,28 @@ async def _session(redis: Redis, task: TaskName, settings: AggregatorSettings, t
             return "it has not been created yet"
         state, position = loaded
         log.info("loaded task=%s version=%d cursor=%s", task, state.model.version, state.cursor)
-        await _fold_on(task, store, Fold(state), position, settings)
+        judge = Judge(task, store, evaluate)
+        judge.look(state)
+        fold = Fold(state)
+        if position.migrated:
+            fold.changes.devices |= state.devices.keys()
+            fold.changes.releases |= state.releases
+        folding = _fold_on(task, store, settings, fold=fold, position=position, judge=judge)
+        await together(folding, judge.run())
     except asyncio.CancelledError:
         await store.release()
         raise
+    return "its session has ended"
 
 
 async def _fold_on(
     task: TaskName,
     store: TaskStore,
+    settings: AggregatorSettings,
+    *,
     fold: Fold,
     position: Position,
-    settings: AggregatorSettings,
+    judge: Judge,
 ) -> NoReturn:
     lease_ms = round(settings.lease_s * 1000)
     renewed = monotonic()
@@ -121,7 +149,7 @@ async def _fold_on(
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
             continue
-        await asyncio.to_thread(fold.apply_all, entries)
+        await asyncio.to_thread(_apply, fold, entries)
         changes = fold.take_changes()
         committed = await store.commit(
             fold.state, changes, position, log_keep_ms=round(settings.log_keep_s * 1000)
@@ -129,7 +157,8 @@ async def _fold_on(
         if committed is None:
             raise StaleMemoryError
         position = committed
-        _report(task, changes, fold)
+        judge.look(fold.state)
+        _report(task, changes, fold.state)
         count = _next_count(entries, count)
 
 
@@ -141,18 +170,33 @@ async def _until_deadline(store: TaskStore, fold: Fold, longest_ms: int) -> int:
     left = deadline - await store.now_ms()
     if left > 0:
         return min(left, longest_ms)
-    await store.append_tick()
+    await store.append(Tick())
     return longest_ms
 
 
 def _next_count(entries: Sequence[Entry], count: int) -> int:
     """How many entries to read next, so that a batch stays within BATCH_BYTES."""
-    sizes = [len(e.body.data) if isinstance(e.body, Arrived) else 64 for e in entries]
+    sizes = [_bytes(entry.body) for entry in entries]
     mean = max(1, sum(sizes) // len(sizes))
     return max(1, min(BATCH_ENTRIES, 2 * count, BATCH_BYTES // mean))
 
 
-def _report(task: TaskName, changes: Changes, fold: Fold) -> None:
+def _bytes(body: Body) -> int:
+    match body:
+        case Arrived(data=data) | ModelSet(params=data):
+            return len(data)
+    return 64
+
+
+def _apply(fold: Fold, entries: Sequence[Entry]) -> None:
+    """Fold entries, but not on and on while published models wait for their commit."""
+    for entry in entries:
+        fold.apply(entry)
+        if sum(len(each.blob) for each in fold.changes.publications) > PUBLISHED_BYTES:
+            return
+
+
+def _report(task: TaskName, changes: Changes, state: TaskState) -> None:
     for letter in changes.dead:
         log.warning(
             "update_rejected task=%s device=%s reason=%s why=%s",
@@ -161,12 +205,7 @@ def _report(task: TaskName, changes: Changes, fold: Fold) -> None:
             letter.reason,
             letter.detail,
         )
-    if changes.publication is not None:
-        manifest = changes.publication.manifest
-        log.info(
-            "published task=%s version=%d digest=%s folded=%d",
-            task,
-            manifest.version,
-            manifest.model_digest.hex()[:16],
-            fold.state.tally.folded,
-        )
+    for event in changes.events:
+        if event["event"] not in {"rejected", "joined"}:
+            facts = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
+            log.info("%s task=%s folded=%d %s", event["event"], task, state.tally.folded, facts)

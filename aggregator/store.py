@@ -6,33 +6,36 @@ it is told not to; what it does all the same is refused by the serial.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, Final
 
 import msgpack
+import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aggregator.announce import metrics_json, next_living, records
+from aggregator.announce import Moves, Shelf, metrics_json, moves, records, standing, version_record
 from aggregator.checkpoint import (
-    LivingBlob,
+    SCHEMA,
+    changed_devices,
     changed_vectors,
     changed_windows,
+    migrated,
     read_small_state,
     restore,
+    sender_to_text,
     small_state,
     vector_from_bytes,
 )
-from aggregator.fold import Changes, DeadLetter, TaskState, origin_state
+from aggregator.state import Changes, DeadLetter, TaskState, origin_state
 from schemas.errors import InvariantError
 from schemas.keys import TaskKeys
-from schemas.log import Entry, EntryId, Tick, from_fields, to_fields
+from schemas.log import Body, Entry, EntryId, from_fields, to_fields
 from schemas.names import Epoch
 from schemas.outbox import to_fields as record_fields
 from schemas.streams import stream_pairs
-from schemas.wire import encode_manifest
 
 COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
 DEAD_LETTERS_KEPT: Final = 4096
@@ -79,12 +82,14 @@ class Position:
     Attributes:
         serial: of the last commit; 0 before the first.
         run_id: of the Redis server that answered.
-        living: blobs whose chunks are retained.
+        shelf: where the blobs lie.
+        migrated: whether the checkpoint was of an older schema; the next commit writes all of it.
     """
 
     serial: int
     run_id: str
-    living: tuple[LivingBlob, ...] = ()
+    shelf: Shelf = field(default_factory=Shelf)
+    migrated: bool = False
 
 
 class TaskStore:
@@ -114,13 +119,19 @@ class TaskStore:
         pipe.hgetall(keys.checkpoint)
         pipe.hgetall(keys.arrays)
         pipe.hgetall(keys.windows)
+        pipe.hgetall(keys.devices)
+        pipe.get(keys.manifest)
         pipe.hmget(keys.origin, ["epoch", "params"])
-        info, checkpoint, arrays, windows, (epoch, params) = await pipe.execute()
-        run_id = str(info["run_id"])
+        info, checkpoint, arrays, windows, devices, manifest, origin = await pipe.execute()
+        run_id, (epoch, params) = str(info["run_id"]), origin
         if checkpoint:
-            small = read_small_state(checkpoint[b"small"])
-            state = restore(small, _texts(arrays), _texts(windows))
-            return state, Position(int(checkpoint[b"serial"]), run_id, small.living)
+            small, known = read_small_state(checkpoint[b"small"]), _texts(devices)
+            old = small.schema < SCHEMA
+            if old:
+                small, known = migrated(small, manifest, _texts(windows))
+            state = restore(small, _texts(arrays), _texts(windows), known)
+            shelf = Shelf(small.living, small.kept)
+            return state, Position(int(checkpoint[b"serial"]), run_id, shelf, migrated=old)
         if epoch is None:
             return None
         return origin_state(Epoch(int(epoch)), vector_from_bytes(params)), Position(0, run_id)
@@ -140,34 +151,41 @@ class TaskStore:
         seconds, micros = await self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def append_tick(self) -> None:
-        """Write into the log that a deadline has passed."""
-        fields: dict[Any, Any] = dict(to_fields(Tick()))
+    async def blob(self, name: str) -> bytes | None:
+        """The bytes of a kept version; None when it is kept no longer."""
+        found: Any = await self._redis.get(self._keys.blob(name))
+        return None if found is None else as_bytes(found)
+
+    async def append(self, body: Body) -> None:
+        """Write into the log, if there is one: a deadline that has passed, a version's figures."""
+        fields: dict[Any, Any] = dict(to_fields(body))
         await self._redis.xadd(self._keys.log, fields, nomkstream=True)
 
     async def commit(
         self, state: TaskState, changes: Changes, position: Position, *, log_keep_ms: int
     ) -> Position | None:
         """Write everything at once; None when refused, and then the memory is stale."""
-        living, swept = next_living(position.living, changes)
-        document = _document(state, changes, living, swept)
+        moved = moves(state, position.shelf)
+        document = _document(state, changes, moved)
         if log_keep_ms and state.cursor.ms > log_keep_ms:
             document["log_keep"] = str(state.cursor.ms - log_keep_ms)
         done = await self._commit(
-            keys=self._commit_keys(changes, swept),
+            keys=self._commit_keys(changes, moved),
             args=[self._token, position.serial, position.run_id, pack_for_lua(document)],
         )
         if not done:
             return None
-        return replace(position, serial=position.serial + 1, living=living)
+        return replace(position, serial=position.serial + 1, shelf=moved.after, migrated=False)
 
-    def _commit_keys(self, changes: Changes, swept: LivingBlob | None) -> list[str]:
+    def _commit_keys(self, changes: Changes, moved: Moves) -> list[str]:
         keys = self._keys
-        blob = changes.publication.manifest.blob if changes.publication else "none"
         return [
             keys.checkpoint,
             keys.arrays,
             keys.windows,
+            keys.devices,
+            keys.versions,
+            keys.standing,
             keys.outbox,
             keys.dead,
             keys.holder,
@@ -176,41 +194,40 @@ class TaskStore:
             keys.metrics,
             keys.blobs,
             keys.log,
-            keys.blob(blob),
-            keys.blob(swept.name if swept else "none"),
+            *(keys.blob(publication.manifest.blob) for publication in changes.publications),
+            *(keys.blob(name) for name in moved.dropped),
         ]
 
 
-def _document(
-    state: TaskState,
-    changes: Changes,
-    living: tuple[LivingBlob, ...],
-    swept: LivingBlob | None,
-) -> dict[str, object]:
+def _document(state: TaskState, changes: Changes, moved: Moves) -> dict[str, object]:
     """What commit.lua is told."""
     vectors = changed_vectors(state, changes)
+    said = standing(state, changes)
     document: dict[str, object] = {
-        "small": small_state(state, living),
+        "small": small_state(state, moved.after.living, moved.after.kept),
         "vectors": {name: data for name, data in vectors.items() if data is not None},
-        "gone": [name for name, data in vectors.items() if data is None],
+        "gone_vectors": [name for name, data in vectors.items() if data is None],
         "windows": changed_windows(state, changes.senders),
+        "gone_windows": [sender_to_text(sender) for sender in sorted(changes.gone_senders)],
+        "devices": changed_devices(state, changes),
+        "versions": {
+            str(version): msgspec.json.encode(version_record(state, release))
+            for version, release in changes.releases.items()
+        },
+        "standing": {suffix: payload for suffix, payload in said.items() if payload},
+        "gone_standing": [suffix for suffix, payload in said.items() if not payload],
+        "spread": {m.blob: str(m.chunk_bytes) for m in moved.spread},
+        "swept": [blob.name for blob in moved.swept],
+        "blobs": [publication.blob for publication in changes.publications],
         "metrics": metrics_json(state),
-        "out": [_flat(record_fields(record)) for record in records(state, changes, swept)],
+        "out": [_flat(record_fields(record)) for record in records(state, changes, moved)],
         "dead": [[str(letter.id), _flat(_letter_fields(letter))] for letter in changes.dead],
         "dead_keep": DEAD_LETTERS_KEPT,
     }
     if changes.spec is not None:
         document["spec"] = changes.spec
-    if changes.publication is not None:
-        manifest = changes.publication.manifest
-        document |= {
-            "blob": changes.publication.blob,
-            "blob_name": manifest.blob,
-            "chunk_bytes": str(manifest.chunk_bytes),
-            "manifest": encode_manifest(manifest),
-        }
-    if swept is not None:
-        document["sweep"] = swept.name
+    if changes.model and (last := state.published) is not None:
+        document["manifest"] = last.manifest
     return document
 
 

@@ -1,5 +1,11 @@
-"""What people do to tasks: create, look, pull. The shell behind `fedmq task` and `fedmq model`."""
+"""What people do to a task, and what they see of it: the shell behind `fedmq task` and its like.
 
+Nothing is changed here but by an entry in the log (a task's birth and death aside): the aggregator
+folds it like any other, and what depends on it depends on the log.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
@@ -8,17 +14,25 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
-from aggregator.checkpoint import vector_from_bytes, vector_to_bytes
+from aggregator.checkpoint import (
+    SmallState,
+    device_from_bytes,
+    read_small_state,
+    vector_from_bytes,
+    vector_to_bytes,
+)
+from aggregator.state import DeviceRecord
 from aggregator.store import as_bytes, pack_for_lua
 from schemas.delta import peak
 from schemas.errors import ConfigError, InvariantError
-from schemas.keys import TASKS, TaskKeys
-from schemas.log import SpecSet, from_fields, to_fields
+from schemas.keys import EPOCHS, LEAVING, TASKS, TaskKeys
+from schemas.log import Body, EntryId, SpecSet, from_fields, to_fields
 from schemas.messages import Manifest
-from schemas.names import TaskName
+from schemas.names import DeviceId, TaskName, is_name
+from schemas.outbox import End, Record, Say, Sweep
+from schemas.outbox import to_fields as record_fields
 from schemas.params import Params
 from schemas.task import TaskSpec, spec_from_json, spec_to_json
-from schemas.wire import decode_manifest
 
 EPOCH_HOURS: Final = 4
 EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -32,9 +46,16 @@ return 1
 """
 
 
+def check_epoch(epoch: int) -> int:
+    """Raises ConfigError."""
+    if not 1 <= epoch <= 0xFFFF:
+        raise ConfigError("epoch", f"{epoch} must be 1 to 65535")
+    return epoch
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedModel:
-    """The newest published model: its manifest and its parameters."""
+    """A published model: its manifest and its parameters, float32, shape (size,)."""
 
     manifest: Manifest
     params: Params
@@ -57,8 +78,7 @@ async def create_task(
     Raises:
         ConfigError: the task exists, or the epoch does not fit.
     """
-    if not 1 <= epoch <= 0xFFFF:
-        raise ConfigError("epoch", f"{epoch} must be 1 to 65535")
+    check_epoch(epoch)
     if params.size != spec.params.size:
         remedy = f"has {params.size} parameters, the specification {spec.params.size}"
         raise ConfigError("init", remedy)
@@ -74,17 +94,87 @@ async def create_task(
         raise ConfigError("task", f"{task!r} exists already; choose another name")
 
 
+async def fresh_epoch(redis: Redis, task: TaskName, unix_s: float) -> int:
+    """An epoch above every one that this task has had here."""
+    buried: Any = await redis.hget(EPOCHS, task)
+    return max(epoch_at(unix_s), int(buried or 0) + 1)
+
+
+async def append_entry(redis: Redis, task: TaskName, body: Body) -> EntryId:
+    """Write into a task's log. Raises ConfigError: there is no such task."""
+    fields: dict[Any, Any] = dict(to_fields(body))
+    found: Any = await redis.xadd(TaskKeys(task).log, fields, nomkstream=True)
+    if found is None:
+        raise no_such(task)
+    return EntryId.parse(as_bytes(found))
+
+
+async def folded_until(redis: Redis, task: TaskName, entry: EntryId, *, patience_s: float) -> bool:
+    """Wait until an entry was folded and committed; False when nobody does that in time."""
+    key = TaskKeys(task).checkpoint
+    try:
+        async with asyncio.timeout(patience_s):
+            while True:
+                raw = await redis.hget(key, "small")
+                if raw and EntryId.parse(msgspec.json.decode(raw)["cursor"]) >= entry:
+                    return True
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return False
+
+
+def no_such(task: TaskName) -> ConfigError:
+    """What to say of a task that nobody knows."""
+    return ConfigError("task", f"{task!r} does not exist; fedmq task list shows those that do")
+
+
+# -- looking -------------------------------------------------------------------------------
+
+
+async def all_tasks(redis: Redis) -> list[TaskName]:
+    """All tasks, sorted."""
+    names = [as_bytes(member).decode() for member in await redis.smembers(TASKS)]
+    return [TaskName(name) for name in sorted(names) if is_name(name)]
+
+
+async def last_commit(redis: Redis, task: TaskName) -> SmallState:
+    """A task as the last commit left it. Raises ConfigError: no such task, or none yet."""
+    keys = TaskKeys(task)
+    raw = await redis.hget(keys.checkpoint, "small")
+    if raw is None:
+        if not await redis.exists(keys.origin):
+            raise no_such(task)
+        remedy = f"{task!r} was never folded; is the aggregator running?"
+        raise ConfigError("task", remedy)
+    return read_small_state(as_bytes(raw))
+
+
 async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None:
     """The newest published model, verified; None before the first publication."""
-    keys = TaskKeys(task)
-    raw = await redis.get(keys.manifest)
-    if raw is None:
+    if not await redis.exists(TaskKeys(task).checkpoint):
         return None
-    manifest = decode_manifest(as_bytes(raw))
-    found = await redis.get(keys.blob(manifest.blob))
-    if found is None:  # swept between the two reads: the next manifest is already there
+    small = await last_commit(redis, task)
+    published = [r.version for r in small.releases if r.status == "published"]
+    if not published:
+        return None
+    try:
+        return await kept_model(redis, task, max(published))
+    except ConfigError:  # swept between the two reads: the next one is already there
         return await published_model(redis, task)
-    blob = as_bytes(found)
+
+
+async def kept_model(redis: Redis, task: TaskName, version: int) -> PublishedModel:
+    """One version, verified. Raises ConfigError when it is kept no longer, or never was."""
+    small = await last_commit(redis, task)
+    found = {release.version: release for release in small.releases}
+    blob: Any = None
+    if version in found:
+        blob = await redis.get(TaskKeys(task).blob(found[version].named.blob))
+    if blob is None:
+        kept = ", ".join(map(str, sorted(found))) or "none yet"
+        remedy = f"{version} is not kept (there are {kept}); publish.keep says how many are"
+        raise ConfigError("version", remedy)
+    manifest = found[version].named
     if sha256(blob).digest() != manifest.blob_digest:
         msg = f"blob {manifest.blob} does not have the digest of its manifest"
         raise InvariantError(msg)
@@ -92,14 +182,19 @@ async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None
 
 
 async def task_spec(redis: Redis, task: TaskName) -> TaskSpec | None:
-    """The specification that was folded last; before any was, the one the task begins with."""
+    """The specification that holds at the end of the log; None when there is no such task."""
     keys = TaskKeys(task)
-    raw = await redis.get(keys.spec)
+    spec, cursor = None, "0-0"
+    raw = await redis.hget(keys.checkpoint, "small")
     if raw is not None:
-        return spec_from_json(as_bytes(raw))
-    first: Any = await redis.xrange(keys.log, count=1)
-    entry = from_fields(first[0][1]) if first else None
-    return spec_from_json(entry.json) if isinstance(entry, SpecSet) else None
+        small = read_small_state(as_bytes(raw))
+        spec, cursor = small.spec, small.cursor
+    async for _, fields in _entries(redis, keys.log, cursor):
+        if fields.get(b"k") == b"spec":
+            entry = from_fields(fields)
+            assert isinstance(entry, SpecSet)  # noqa: S101 - its kind says so
+            spec = spec_from_json(entry.json)
+    return spec
 
 
 async def task_status(redis: Redis, task: TaskName) -> dict[str, object] | None:
@@ -115,15 +210,109 @@ async def task_status(redis: Redis, task: TaskName) -> dict[str, object] | None:
     return status
 
 
+async def version_records(redis: Redis, task: TaskName) -> list[dict[str, object]]:
+    """Every version that was ever proposed, oldest first, as far as records are kept."""
+    raw: Any = await redis.hgetall(TaskKeys(task).versions)
+    return [msgspec.json.decode(raw[key]) for key in sorted(raw, key=int)]
+
+
+async def device_records(redis: Redis, task: TaskName) -> dict[DeviceId, DeviceRecord]:
+    """Every device that the log knows, by name."""
+    raw: Any = await redis.hgetall(TaskKeys(task).devices)
+    return {DeviceId(key.decode()): device_from_bytes(raw[key]) for key in sorted(raw)}
+
+
+async def presences(redis: Redis, task: TaskName) -> dict[DeviceId, tuple[int, bytes]]:
+    """The last birth or will of every device: (milliseconds since 1970, JSON)."""
+    raw: Any = await redis.hgetall(TaskKeys(task).presence)
+    found: dict[DeviceId, tuple[int, bytes]] = {}
+    for name, value in raw.items():
+        ms, _, payload = value.partition(b" ")
+        found[DeviceId(name.decode())] = int(ms), payload
+    return found
+
+
 async def unfolded(redis: Redis, task: TaskName) -> int:
     """Updates in the log after the cursor of the last commit."""
     keys = TaskKeys(task)
     small = await redis.hget(keys.checkpoint, "small")
     cursor = msgspec.json.decode(small)["cursor"] if small else "0-0"
     total = 0
+    async for _, fields in _entries(redis, keys.log, cursor):
+        total += fields.get(b"k") == b"up"
+    return total
+
+
+async def _entries(
+    redis: Redis, key: str, after: str
+) -> AsyncIterator[tuple[EntryId, Mapping[bytes, bytes]]]:
+    """The entries of a stream after an id, in order."""
     while True:
-        entries: Any = await redis.xrange(keys.log, min=f"({cursor}", count=256)
-        if not entries:
-            return total
-        total += sum(fields.get(b"k") == b"up" for _, fields in entries)
-        cursor = as_bytes(entries[-1][0]).decode()
+        batch: Any = await redis.xrange(key, min=f"({after}", count=256)
+        if not batch:
+            return
+        for entry_id, fields in batch:
+            yield EntryId.parse(entry_id), fields
+        after = as_bytes(batch[-1][0]).decode()
+
+
+# -- forgetting ----------------------------------------------------------------------------
+
+
+async def delete_task(redis: Redis, task: TaskName) -> None:
+    """Delete all of a task but its last epoch; a bridge then clears its retained topics.
+
+    Raises ConfigError: there is no such task.
+    """
+    keys = TaskKeys(task)
+    epoch: Any = await redis.hget(keys.origin, "epoch")
+    if epoch is None:
+        raise no_such(task)
+    raw = await redis.hget(keys.checkpoint, "small")
+    small = read_small_state(as_bytes(raw)) if raw else None
+    devices = {*await device_records(redis, task), *await presences(redis, task)}
+    blobs: Any = [key async for key in redis.scan_iter(match=_literal(keys.blob("")) + "*")]
+    pipe = redis.pipeline(transaction=True)
+    pipe.srem(TASKS, task)
+    pipe.hset(EPOCHS, task, str(small.epoch if small else int(epoch)))
+    pipe.delete(*keys.all, *blobs)
+    for record in _farewell(small, devices):
+        fields: dict[Any, Any] = dict(record_fields(record))
+        pipe.xadd(keys.outbox, fields)
+    pipe.sadd(LEAVING, task)
+    await pipe.execute()
+
+
+def _literal(text: str) -> str:
+    """A name as a glob pattern that matches itself."""
+    return "".join(f"[{c}]" if c in "[]?*" else c for c in text)
+
+
+def _farewell(small: SmallState | None, devices: set[DeviceId]) -> list[Record]:
+    """Clear every retained topic of a task, the manifest first: nobody begins to fetch."""
+    everywhere = ("model", "candidate", "spec", "versions", "metrics")
+    records: list[Record] = [Say(suffix, b"", retain=True) for suffix in everywhere]
+    for device in sorted(devices):
+        own = (f"receipt/{device}", f"state/{device}", f"model/{device}")
+        records += [Say(suffix, b"", retain=True) for suffix in own]
+    records += [Sweep(blob.name, blob.chunks) for blob in (small.living if small else ())]
+    return [*records, End()]
+
+
+async def erase_traces(redis: Redis, task: TaskName, device: DeviceId, until: EntryId) -> int:
+    """Delete what a device has sent, up to an entry that was folded: log and dead letters.
+
+    Returns how many entries went. Call it after a `DeviceErased` was folded.
+    """
+    keys = TaskKeys(task)
+    gone = 0
+    for key in (keys.log, keys.dead):
+        mine = [
+            str(entry_id)
+            async for entry_id, fields in _entries(redis, key, "0-0")
+            if entry_id <= until and fields.get(b"d") == device.encode()
+        ]
+        for start in range(0, len(mine), 256):
+            gone += await redis.xdel(key, *mine[start : start + 256])
+    await redis.hdel(keys.presence, device)
+    return gone

@@ -87,7 +87,7 @@ class Bench:
         strategy = strategy_for(self.spec.strategy)
         standing = Standing(
             spec=self.spec,
-            codec_id=codec_by_name(self.spec.codec.name).codec_id,
+            codec_ids=frozenset({codec_by_name(self.spec.codec.name).codec_id}),
             size=SIZE,
             spec_digest=self.spec.params.short_digest,
             epoch=EPOCH,

@@ -27,7 +27,7 @@ from mqtt_session.session import connect as connect_mqtt
 from schemas.messages import Receipt
 from schemas.names import Boot, Epoch, ModelVersion, TaskName
 from schemas.outcomes import Reason
-from schemas.topics import TaskTopics, checked_prefix, uplink_filter
+from schemas.topics import TaskTopics, checked_prefix, state_filter, uplink_filter
 from schemas.wire import encode_receipt
 
 log = logging.getLogger("fedmq.bridge")
@@ -62,6 +62,7 @@ async def _carry(session: Session, redis: Redis, settings: BridgeSettings, token
 async def _begin(session: Session, queue: Queue, settings: BridgeSettings) -> None:
     """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
     await session.subscribe([uplink_filter(settings.prefix)], qos=1)
+    await session.subscribe([state_filter(settings.prefix)], qos=0)
     log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
     await _downlinks(session, queue, settings)
 
@@ -107,7 +108,9 @@ async def _downlinks(session: Session, queue: Queue, settings: BridgeSettings) -
     running: dict[TaskName, asyncio.Task[None]] = {}
     try:
         while True:
-            for task in await queue.tasks():
+            for task in [task for task, run in running.items() if run.done()]:
+                running.pop(task).result()  # a deleted task has been cleared, or a failure is told
+            for task in (*await queue.tasks(), *await queue.leaving()):
                 if task not in running:
                     carrying = carry_downlink(session, queue, task, settings)
                     running[task] = asyncio.create_task(carrying, name=f"fedmq.bridge[{task}]")

@@ -15,7 +15,7 @@ from broker.queue import Queue
 from broker.settings import BridgeSettings
 from mqtt_session.session import Session
 from schemas.names import TaskName
-from schemas.outbox import Record, Say, Spread, Sweep
+from schemas.outbox import End, Record, Say, Spread, Sweep
 from schemas.topics import TaskTopics
 
 log = logging.getLogger("fedmq.bridge")
@@ -30,13 +30,16 @@ BATCH: Final = 256
 async def carry_downlink(
     session: Session, queue: Queue, task: TaskName, settings: BridgeSettings
 ) -> None:
-    """Carry a task's outbox until the session ends."""
+    """Carry a task's outbox until the session ends, or the task was deleted."""
     topics = TaskTopics(settings.prefix, task)
     lease_ms = round(settings.lease_s * 1000)
     while True:
         if await queue.hold_downlink(task, lease_ms):
             await _assert_standing(session, queue, task, topics)
-            await _carry_outbox(session, queue, task, topics, lease_ms)
+            if await _carry_outbox(session, queue, task, topics, lease_ms):
+                await queue.leave(task)
+                log.info("cleared task=%s: it was deleted", task)
+                return
             log.warning("downlink_lost task=%s: another bridge has the lease", task)
         await asyncio.sleep(settings.lease_s / 5)
 
@@ -53,23 +56,25 @@ async def _assert_standing(
 
 async def _carry_outbox(
     session: Session, queue: Queue, task: TaskName, topics: TaskTopics, lease_ms: int
-) -> None:
-    """Carry records out until another bridge has the lease."""
+) -> bool:
+    """Carry records out; True after a task's last one, False when another has the lease."""
     said = await queue.last_said(task)
     renewed = monotonic()
     while True:
         if monotonic() - renewed > lease_ms / 4000:
             if not await queue.hold_downlink(task, lease_ms):
-                return
+                return False
             renewed = monotonic()
         batch = await queue.unsaid(task, said, count=BATCH, block_ms=max(1, lease_ms // 4))
         if not batch:
             continue
         for record in newest_only([record for _, record in batch]):
+            if isinstance(record, End):
+                return True
             await _carry_record(session, queue, task, topics, record)
         said = batch[-1][0]
         if not await queue.note_said(task, said):
-            return
+            return False
 
 
 def newest_only(records: Sequence[Record]) -> list[Record]:
@@ -83,7 +88,11 @@ def newest_only(records: Sequence[Record]) -> list[Record]:
 
 
 async def _carry_record(
-    session: Session, queue: Queue, task: TaskName, topics: TaskTopics, record: Record
+    session: Session,
+    queue: Queue,
+    task: TaskName,
+    topics: TaskTopics,
+    record: Say | Spread | Sweep,
 ) -> None:
     match record:
         case Say(suffix, payload, retain):

@@ -7,8 +7,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from broker.routing import Routed, Unroutable
-from schemas.keys import LOST, TASKS, TaskKeys
+from broker.routing import Message, Present, Routed, Unroutable
+from schemas.keys import LEAVING, LOST, TASKS, TaskKeys
 from schemas.log import to_fields
 from schemas.names import TaskName, is_name
 from schemas.outbox import Record, from_fields
@@ -32,6 +32,23 @@ return 1
 """
 
 
+_PRESENT_LUA: Final = """
+if redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 0 then return 0 end
+local old = redis.call('HGET', KEYS[1], ARGV[2])
+if old and string.sub(old, string.find(old, ' ') + 1) == ARGV[3] then return 0 end
+local now = redis.call('TIME')
+local ms = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+redis.call('HSET', KEYS[1], ARGV[2], ms .. ' ' .. ARGV[3])
+return 1
+"""
+
+_LEAVE_LUA: Final = """
+redis.call('SREM', KEYS[1], ARGV[1])
+for i = 2, #KEYS do redis.call('DEL', KEYS[i]) end
+return 1
+"""
+
+
 class Queue:
     """The post office's counter."""
 
@@ -40,8 +57,9 @@ class Queue:
         self._token = token
         self._lease = redis.register_script(_LEASE_LUA)
         self._said = redis.register_script(_SAID_LUA)
+        self._leave = redis.register_script(_LEAVE_LUA)
 
-    async def append(self, messages: Sequence[Routed | Unroutable]) -> list[bool]:
+    async def append(self, messages: Sequence[Message]) -> list[bool]:
         """Append to the logs in order, in one round trip; False where there is no such task.
 
         When this returns, Redis has what it was given (durably, under appendfsync always). A
@@ -53,6 +71,9 @@ class Queue:
                 case Routed(task, arrived):
                     fields: dict[Any, Any] = dict(to_fields(arrived))
                     pipe.xadd(TaskKeys(task).log, fields, nomkstream=True)
+                case Present(task, device, data):
+                    keys = (TaskKeys(task).presence, TASKS)
+                    pipe.eval(_PRESENT_LUA, len(keys), *keys, task, device, data)
                 case Unroutable(topic, data):
                     fields = {b"topic": topic.encode(), b"p": data}
                     pipe.xadd(LOST, fields, maxlen=LOST_KEPT)
@@ -67,8 +88,20 @@ class Queue:
 
     async def tasks(self) -> list[TaskName]:
         """All tasks, sorted."""
-        names = [_text(member) for member in await self._redis.smembers(TASKS)]
+        return await self._names(TASKS)
+
+    async def leaving(self) -> list[TaskName]:
+        """Deleted tasks whose last records are still to be carried out, sorted."""
+        return await self._names(LEAVING)
+
+    async def _names(self, key: str) -> list[TaskName]:
+        names = [_text(member) for member in await self._redis.smembers(key)]
         return [TaskName(name) for name in sorted(names) if is_name(name)]
+
+    async def leave(self, task: TaskName) -> None:
+        """All that was retained of a deleted task is cleared: forget its outbox too."""
+        keys = TaskKeys(task)
+        await self._leave(keys=[LEAVING, keys.outbox, keys.said, keys.downlink], args=[task])
 
     async def hold_downlink(self, task: TaskName, ttl_ms: int) -> bool:
         """Take or renew the lease on a task's downlink."""
@@ -80,8 +113,10 @@ class Queue:
         keys = TaskKeys(task)
         blobs: Any = await self._redis.hgetall(keys.blobs)
         values: Any = await self._redis.mget(keys.spec, keys.manifest, keys.metrics)
+        others: Any = await self._redis.hgetall(keys.standing)
         named = zip(("spec", "model", "metrics"), values, strict=True)
         says = [(suffix, payload) for suffix, payload in named if payload is not None]
+        says += [(_text(suffix), payload) for suffix, payload in sorted(others.items())]
         return says, {_text(name): int(size) for name, size in blobs.items()}
 
     async def blob(self, task: TaskName, name: str) -> bytes | None:

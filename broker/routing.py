@@ -4,10 +4,14 @@ Never opens the envelope.
 """
 
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from schemas.log import HEAD_BYTES, Arrived
-from schemas.names import TaskName
-from schemas.topics import parse_uplink
+from schemas.names import DeviceId, TaskName
+from schemas.topics import parse_state, parse_uplink
+
+STATE_BYTES: Final = 256
+"""What is kept of a device's birth or will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,15 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Present:
+    """A device's birth or will: for people to look at; the fold does not depend on it."""
+
+    task: TaskName
+    device: DeviceId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Unroutable:
     """A topic that names no task and device; its bytes are bounded."""
 
@@ -26,8 +39,14 @@ class Unroutable:
     data: bytes
 
 
-def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Routed | Unroutable:
+Message: TypeAlias = Routed | Present | Unroutable
+
+
+def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Message:
     """Read the topic; of an oversized message keep only the head."""
+    here = parse_state(prefix, topic)
+    if here is not None:
+        return Present(here.task, here.device, payload[:STATE_BYTES])
     place = parse_uplink(prefix, topic)
     if place is None:
         return Unroutable(topic[:256], payload[:HEAD_BYTES])

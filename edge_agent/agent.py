@@ -2,33 +2,43 @@
 
 Two lives side by side: training, which never needs the network, and the link, which never needs
 the trainer. They meet in the spool. Crash-only: everything that must survive is on the disk.
+
+    async with Agent(settings, trainer) as agent:
+        async for model in agent.models():
+            serve(model.tensors)
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
 
 import msgspec
 import numpy as np
 
 from edge_agent.compressor import compress
-from edge_agent.link import Link
+from edge_agent.conditions.budget import seconds_of
+from edge_agent.link import Connection, Link
+from edge_agent.local_model import answered, local_bytes, read_only, with_local
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Base, Spool
-from edge_agent.trainer import Trainer, TrainResult
-from lifetimes.together import together
+from edge_agent.trainer import Evaluator, Trainer, TrainResult
+from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
-from mqtt_session.session import Session, Will, connect, keep_connected
+from mqtt_session.session import Will, connect, keep_connected
 from schemas.codecs import codec_by_name
+from schemas.conditions import Conditions
 from schemas.errors import ConfigError
+from schemas.evaluation import marked
 from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, DeviceId, Seq, TaskName, device_id, task_name
-from schemas.params import Params, base_digest, flatten, model_digest, unflatten
-from schemas.task import TaskSpec, spec_from_json
+from schemas.params import Params, base_digest, model_digest, travelling
+from schemas.task import TaskSpec, TrainOptions, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
 from schemas.wire import decode_manifest, encode_update
 
@@ -40,8 +50,14 @@ OnCreated: TypeAlias = Callable[[Boot, Seq], None]
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
+Unmet: TypeAlias = Callable[[Conditions], Sequence[str]]
+"""Tells which conditions do not hold on this device now, a sentence each."""
+
 RETRY: Final = Backoff(30.0, 3600.0)
 """How long to wait after a trainer has failed, and failed again."""
+
+METRICS_MAX: Final = 16
+"""Metrics that an update may carry (docs/wire.md, section 3)."""
 
 
 def entropy_of(seed: int) -> Entropy:
@@ -68,42 +84,75 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class GlobalModel:
+    """A model that the device has adopted.
+
+    Attributes:
+        epoch: the task's epoch.
+        version: its number.
+        tensors: by name, read-only float32; `local` ones are this device's own.
+    """
+
+    epoch: int
+    version: int
+    tensors: Mapping[str, Params]
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
-    """Where training on one base stands: the local model, and the update that holds it."""
+    """Where training on one base stands: the local model, and the update that holds it.
+
+    `found` is what the base was found worth before it was trained from.
+    """
 
     params: Params
     number: int = 0
     seq: Seq | None = None
+    found: Mapping[str, float] = field(default_factory=dict)
 
 
 class Agent:
-    """One device in one task.
+    """One device in one task: run it, or live beside it with `async with`.
 
     Args:
         settings: who it is and where the broker is.
         trainer: the user's.
-        spool: the device's disk.
-        entropy: the generator for the n-th round of training.
-        rng: for the jitter of the link.
+        spool: the device's disk; None: the one that the settings name, closed at the end.
+        entropy: the generator for the n-th round of training; None: by the settings' seed.
+        rng: for the jitter of the link; None: by the settings' seed.
         on_created: see OnCreated.
+        unmet: looks at the device before it trains; None: nothing is ever asked.
+        connection: the user's own MQTT connection; None: the agent makes its own.
+
+    Raises:
+        ConfigError: a name, the prefix or the spool cannot work.
     """
 
     def __init__(
         self,
         settings: AgentSettings,
         trainer: Trainer,
-        spool: Spool,
+        spool: Spool | None = None,
         *,
-        entropy: Entropy,
-        rng: random.Random,
+        entropy: Entropy | None = None,
+        rng: random.Random | None = None,
         on_created: OnCreated = lambda _boot, _seq: None,
+        unmet: Unmet | None = None,
+        connection: Connection | None = None,
     ) -> None:
         self._settings = settings
         self._trainer = trainer
-        self._spool = spool
-        self._entropy = entropy
-        self._rng = rng
+        self._owns_spool = spool is None
+        self._spool = spool or Spool(Path(settings.state_dir) / settings.spool_name)
+        self._entropy = entropy or entropy_of(settings.seed)
+        # jitter only; the shell makes the generators that the core is given
+        self._rng = rng or random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311
         self._on_created = on_created
+        self._unmet = unmet or (lambda _conditions: ())
+        self._connection = connection
+        self._running: asyncio.Task[None] | None = None
+        self._pulse = asyncio.Event()
+        self._resting = ""
         self._device: DeviceId = device_id(settings.device)
         self._task: TaskName = task_name(settings.task)
         self._topics = TaskTopics(checked_prefix(settings.prefix), self._task)
@@ -111,11 +160,11 @@ class Agent:
         self._spec: TaskSpec | None = None
         self._model: Adopted | None = None
         self._residual: Params | None = None
-        self._rounds = spool.created
+        self._rounds = self._spool.created
         self._draining = False
         self._failures = 0
         self._link = Link(
-            settings, self._topics, self._device, spool, rng=rng, on_news=self._reload
+            settings, self._topics, self._device, self._spool, rng=self._rng, on_news=self._reload
         )
 
     async def run(self) -> None:
@@ -135,13 +184,94 @@ class Agent:
         """Whether the device is connected."""
         return self._link.online
 
+    # -- beside a user's program -----------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Begin to take part, beside whatever else the program does."""
+        self._running = asyncio.create_task(self.run(), name=f"fedmq.agent[{self._task}]")
+        self._running.add_done_callback(lambda _task: self._beat())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop; what is open stays on the disk. Passes on what has ended the agent before."""
+        running, self._running = self._running, None
+        failure = running.exception() if running and running.done() else None
+        if running is not None:
+            await end([running])
+        if self._owns_spool:
+            self._spool.close()
+        if failure is not None and exc is None:
+            raise failure
+
+    async def models(self) -> AsyncIterator[GlobalModel]:
+        """The model that is here, and every one that is adopted from now on.
+
+        A model that is overtaken before it is asked for is left out. Raises what ended the agent.
+        """
+        seen: Adopted | None = None
+        while True:
+            seen, spec = await self._other_than(seen), self._spec
+            if seen is not None and spec is not None:
+                local = await asyncio.to_thread(self._spool.local)
+                params = with_local(spec.params, seen.params, local)
+                manifest = seen.manifest
+                tensors = read_only(spec.params, params)
+                yield GlobalModel(manifest.epoch, manifest.version, tensors)
+
+    async def _other_than(self, seen: Adopted | None) -> Adopted | None:
+        await self.until(lambda: self._model is not seen)
+        return self._model
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, looking whenever anything has changed.
+
+        Raises what ended the agent, if it ends before.
+        """
+        while not holds():
+            if self._running is not None and self._running.done():
+                self._running.result()
+                return
+            await self._pulse.wait()
+
+    def _beat(self) -> None:
+        """Something has changed: whoever waits looks again."""
+        self._pulse.set()
+        self._pulse = asyncio.Event()
+
+    @property
+    def version(self) -> int | None:
+        """The version that is adopted; None before the first."""
+        return None if self._model is None else self._model.manifest.version
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the newest model that counts for this device is adopted."""
+        return self._link.online and self._link.caught_up
+
+    @property
+    def resting(self) -> str:
+        """Why no round of training is under way; empty while one is."""
+        return self._resting
+
+    @property
+    def open_updates(self) -> int:
+        """Updates that wait for their Receipt."""
+        return len(self._spool.open_updates())
+
     # -- the link --------------------------------------------------------------------------
 
     async def _keep_linked(self) -> None:
         backoff = Backoff(min(1.0, self._settings.reconnect_s), self._settings.reconnect_s)
         await keep_connected(self._door, self._link.use, rng=self._rng, backoff=backoff)
 
-    def _door(self) -> AbstractAsyncContextManager[Session]:
+    def _door(self) -> AbstractAsyncContextManager[Connection]:
+        if self._connection is not None:
+            return nullcontext(self._connection)
         state = self._topics.state(self._device)
         will = Will(state, msgspec.json.encode({"online": False, "boot": self._spool.boot}))
         return connect(self._settings, client_id=self._device, clean=True, will=will)
@@ -159,6 +289,7 @@ class Agent:
                 self._model = Adopted(manifest, params)
                 log.info("adopted epoch=%d version=%d", manifest.epoch, manifest.version)
         self._news.set()
+        self._beat()
 
     def _is_news(self, manifest: Manifest) -> bool:
         return self._model is None or self._model.manifest != manifest
@@ -166,7 +297,7 @@ class Agent:
     def _stored(self) -> tuple[TaskSpec | None, Manifest | None]:
         spec, manifest = self._spool.load("spec"), self._spool.load("manifest")
         return (
-            None if spec is None else spec_from_json(spec),
+            None if spec is None else device_spec_from_json(spec),
             None if manifest is None else decode_manifest(manifest),
         )
 
@@ -187,18 +318,41 @@ class Agent:
     async def _keep_training(self) -> None:
         while not self._draining:
             model, spec = self._model, self._spec
-            if model is None or spec is None or self._spool.trained == model.base:
-                await self._wait_for_news()
+            if model is None or spec is None:
+                await self._rest("no model is here yet")
+            elif spec.phase != "running":
+                await self._rest(f"the task is {spec.phase}")
+            elif self._spool.trained == model.base:
+                await self._rest("this model was trained from")
             elif not self._spool.has_room:
                 log.warning("outbox_full: 64 updates wait for their Receipt")
-                await self._wait_for_news()
+                await self._rest("64 updates wait for their Receipt")
+            elif unmet := await asyncio.to_thread(self._unmet, spec.train.when):
+                await self._wait_for_better_times(unmet)
             else:
+                self._resting = ""
                 await self._train_on(model, spec)
+        self._resting = "it was told to stop"
+        self._beat()
         await asyncio.Event().wait()  # the link lives on, for what is still open
 
-    async def _wait_for_news(self) -> None:
-        await self._news.wait()
+    async def _rest(self, why: str, longest_s: float | None = None) -> None:
+        """Wait for news, but not longer than this."""
+        self._resting = why
+        self._beat()
+        try:
+            async with asyncio.timeout(longest_s):
+                await self._news.wait()
+        except TimeoutError:
+            return
         self._news.clear()
+
+    async def _wait_for_better_times(self, unmet: Sequence[str]) -> None:
+        """Look again later, or when there is news; say why only when it is another reason."""
+        why = "; ".join(unmet)
+        if why != self._resting:
+            log.info("not_training: %s", why)
+        await self._rest(why, self._settings.conditions_every_s)
 
     async def _train_on(self, model: Adopted, spec: TaskSpec) -> None:
         """Train from one base; go on while the update is unsent and no newer model is here."""
@@ -224,6 +378,7 @@ class Agent:
                 continue
             self._failures = 0
             self._link.wake()
+            self._beat()
             if self._link.online:
                 return
 
@@ -233,19 +388,37 @@ class Agent:
         """One round of local training, and its update into the spool. In a worker thread."""
         rng = self._entropy(self._rounds)
         self._rounds += 1
-        tensors = unflatten(spec.params, state.params)
-        for view in tensors.values():
-            view.flags.writeable = False
-        result = self._trainer.train(tensors, spec.train, rng)
-        params = flatten(spec.params, result.tensors)
-        delta = params - model.params
+        start = state.params
+        if not state.number:
+            start = with_local(spec.params, start, self._spool.local())
+        tensors = read_only(spec.params, start)
+        found = self._evaluated(spec, tensors) if not state.number else state.found
+        result = self._trainer.train(tensors, self._options(spec), rng)
+        params = answered(spec.params, model.params, result.tensors)
         seq = self._spool_update(
-            model, spec, result, delta=delta, before=before, replaces=state.seq, rng=rng
+            model,
+            spec,
+            result,
+            params=params,
+            before=before,
+            replaces=state.seq,
+            found=found,
+            rng=rng,
         )
         if seq is None:  # the round before was sent while this one ran: it stays alone
             return state
         self._on_created(self._spool.boot, seq)
-        return Round(params, state.number + 1, seq)
+        return Round(params, state.number + 1, seq, found)
+
+    def _options(self, spec: TaskSpec) -> TrainOptions:
+        """What the task asks of the trainer, with energy as time."""
+        return seconds_of(spec.train, self._settings.watts)
+
+    def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
+        """What the trainer finds of the global model, as metrics of the update."""
+        if not (spec.evaluate.devices and isinstance(self._trainer, Evaluator)):
+            return {}
+        return marked(self._trainer.evaluate(tensors))
 
     def _spool_update(
         self,
@@ -253,13 +426,17 @@ class Agent:
         spec: TaskSpec,
         result: TrainResult,
         *,
-        delta: Params,
+        params: Params,
         before: Params | None,
         replaces: Seq | None,
+        found: Mapping[str, float],
         rng: "np.random.Generator",
     ) -> Seq | None:
         codec = codec_by_name(spec.codec.name)
+        delta = travelling(spec.params, params) - travelling(spec.params, model.params)
         sent = compress(delta, before, codec, spec.codec, rng)
+        room = METRICS_MAX - len(found)
+        metrics = dict(list(result.metrics.items())[:room]) | dict(found)
 
         def write(seq: Seq) -> bytes:
             return encode_update(
@@ -273,12 +450,18 @@ class Agent:
                     codec=codec.codec_id,
                     num_examples=result.num_examples,
                     payload=sent.payload,
-                    metrics=result.metrics,
+                    metrics=metrics,
                 )
             )
 
         left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
-        seq = self._spool.put(write, base=model.base, residual=left, replaces=replaces)
+        seq = self._spool.put(
+            write,
+            base=model.base,
+            residual=left,
+            replaces=replaces,
+            local=local_bytes(spec.params, params),
+        )
         if seq is not None:
             self._residual = sent.residual
         return seq

@@ -7,24 +7,25 @@ again, with growing pauses, until its Receipt settles it; PUBACK means only that
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from edge_agent.download import assemble, fits, next_window
+from edge_agent.offers import Channel, Offers
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import OpenUpdate, Spool
 from lifetimes.together import together
 from mqtt_session.backoff import Backoff
-from mqtt_session.session import Inbound, LinkError, Session
+from mqtt_session.session import Inbound, LinkError
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
-from schemas.names import DeviceId, Seq
+from schemas.names import DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, outcome_name
-from schemas.task import spec_from_json
+from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
 from schemas.window import is_settled
 from schemas.wire import decode_manifest, decode_receipt, encode_manifest
@@ -33,6 +34,24 @@ log = logging.getLogger("fedmq.agent")
 
 GOODBYE_S: Final = 0.4
 """How long a device that is stopped tries to say so."""
+
+
+class Connection(Protocol):
+    """What the link needs of an MQTT connection, whoever owns it."""
+
+    async def subscribe(self, filters: Iterable[str], *, qos: int) -> None:
+        """Subscribe to at most 8 topics."""
+
+    async def unsubscribe(self, filters: Iterable[str]) -> None:
+        """Unsubscribe."""
+
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
+    ) -> None:
+        """Publish, and wait for the PUBACK. Raises LinkError."""
+
+    async def receive(self) -> list[Inbound]:
+        """Wait for messages. Raises LinkError when the connection ends."""
 
 
 class Link:
@@ -67,6 +86,7 @@ class Link:
         self._resend = Backoff(settings.resend_s, settings.resend_longest_s)
         self._again = Backoff(settings.silence_s, settings.resend_longest_s)
         self._wanted: Manifest | None = None
+        self._offers = Offers(canary=False)
         self._wake_sender = asyncio.Event()
         self._wake_fetcher = asyncio.Event()
         self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
@@ -76,7 +96,7 @@ class Link:
         """There is something to send."""
         self._wake_sender.set()
 
-    async def use(self, session: Session) -> None:
+    async def use(self, session: Connection) -> None:
         """Live on one connection until it ends."""
         try:
             await together(self._listen(session), self._act(session))
@@ -86,52 +106,81 @@ class Link:
         finally:
             self.online = False
 
-    async def _say_goodbye(self, session: Session) -> None:
+    async def _say_goodbye(self, session: Connection) -> None:
         """Say what the will would: after a clean DISCONNECT the broker keeps the will to itself."""
         with suppress(LinkError, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self._say_state(session, online=False)
 
-    async def _say_state(self, session: Session, *, online: bool) -> None:
+    async def _say_state(self, session: Connection, *, online: bool) -> None:
         state = msgspec.json.encode({"online": online, "boot": self._spool.boot})
         await session.publish(self._topics.state(self._device), state, retain=True)
 
-    async def _act(self, session: Session) -> None:
+    async def _act(self, session: Connection) -> None:
         """Say hello, then fetch and send; the listener beside it notices when the link ends."""
         topics = self._topics
-        await session.subscribe([topics.spec, topics.model, topics.receipt(self._device)], qos=1)
+        spec = self._stored_spec()
+        canary = spec is not None and in_canary(self._device, spec.gate.canary)
+        self._offers = Offers(canary=canary)
+        own = [topics.pin(self._device), topics.receipt(self._device), topics.spec]
+        await session.subscribe([*own, self._channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
         log.info("connected mqtt=%s:%d", self._settings.mqtt_host, self._settings.mqtt_port)
-        if self._spool.load("spec") is None:
+        if spec is None:
             log.info("waiting task=%s: nothing is published yet", self._settings.task)
         await together(self._fetch(session), self._send(session))
 
     # -- listening -------------------------------------------------------------------------
 
-    async def _listen(self, session: Session) -> None:
+    @property
+    def _channel_topic(self) -> str:
+        return self._topics.candidate if self._offers.canary else self._topics.model
+
+    async def _listen(self, session: Connection) -> None:
         while True:
             for message in await session.receive():
                 try:
-                    await self._hear(message)
+                    await self._hear(session, message)
                 except (WireError, ConfigError) as exc:
                     log.warning("ignored topic=%s error=%s", message.topic, exc)
 
-    async def _hear(self, message: Inbound) -> None:
+    async def _hear(self, session: Connection, message: Inbound) -> None:
         topics, payload = self._topics, message.payload
-        if not payload:
+        channels: dict[str, Channel] = {
+            topics.pin(self._device): "pin",
+            topics.candidate: "candidate",
+            topics.model: "model",
+        }
+        if message.topic in channels:
+            self._hear_manifest(channels[message.topic], payload)
+        elif not payload:
             return  # a retained topic was cleared
-        if message.topic == topics.receipt(self._device):
+        elif message.topic == topics.receipt(self._device):
             await self._settle(payload)
-        elif message.topic == topics.model:
-            self._want(decode_manifest(payload))
         elif message.topic == topics.spec:
-            spec_from_json(payload)
-            await asyncio.to_thread(self._spool.save, spec=payload)
-            self._wake_fetcher.set()
-            await self._on_news()
+            await self._obey(session, payload)
         else:
             self._chunks.put_nowait((message.topic, payload))
+
+    async def _obey(self, session: Connection, payload: bytes) -> None:
+        """Follow another specification; it also tells whether this device is a canary."""
+        spec = device_spec_from_json(payload)
+        await asyncio.to_thread(self._spool.save, spec=payload)
+        canary = in_canary(self._device, spec.gate.canary)
+        if canary != self._offers.canary:
+            await session.unsubscribe([self._channel_topic])
+            self._offers.canary = canary
+            await session.subscribe([self._channel_topic], qos=1)
+        self._wake_fetcher.set()
+        await self._on_news()
+
+    def _stored_spec(self) -> TaskSpec | None:
+        raw = self._spool.load("spec")
+        try:
+            return None if raw is None else device_spec_from_json(raw)
+        except ConfigError:
+            return None  # of a task that needs a newer device: another one may come
 
     async def _settle(self, payload: bytes) -> None:
         receipt = decode_receipt(payload)
@@ -149,17 +198,27 @@ class Link:
 
     # -- fetching --------------------------------------------------------------------------
 
-    def _want(self, manifest: Manifest) -> None:
-        newest = self._wanted or self._stored_manifest()
-        if newest is None or (manifest.epoch, manifest.version) > (newest.epoch, newest.version):
-            self._wanted = manifest
+    def _hear_manifest(self, channel: Channel, payload: bytes) -> None:
+        """Note what a channel offers, and want what counts now."""
+        self._offers.hear(channel, decode_manifest(payload) if payload else None)
+        if self._offers.counts is None:
+            return
+        source = (self._spool.load("channel") or b"model").decode()
+        wanted = self._offers.wanted(self._stored_manifest(), source)
+        if wanted != self._wanted:
+            self._wanted = wanted
             self._wake_fetcher.set()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether this connection has told which model counts, and that model is here."""
+        return self._offers.counts is not None and self._wanted is None
 
     def _stored_manifest(self) -> Manifest | None:
         raw = self._spool.load("manifest")
         return None if raw is None else decode_manifest(raw)
 
-    async def _fetch(self, session: Session) -> None:
+    async def _fetch(self, session: Connection) -> None:
         """Fetch the newest wanted model in windows, resuming from the chunks that are here."""
         if self._wanted is not None:
             self._wake_fetcher.set()
@@ -171,23 +230,27 @@ class Link:
                 continue
             if await self._fetch_blob(session, manifest):
                 self._refusals = 0
+                if self._wanted is manifest:
+                    self._wanted = None
                 await self._on_news()
             elif self._wanted is manifest:  # swept, lost by the broker, or wrong
                 self._wanted = None
-                await session.subscribe([self._topics.model], qos=1)
+                pinned = self._offers.channel == "pin"
+                again = self._topics.pin(self._device) if pinned else self._channel_topic
+                await session.subscribe([again], qos=1)
 
     def _fits(self, manifest: Manifest) -> bool:
         """Whether a blob of this size can be a model of the task; not before its spec is here."""
-        raw = self._spool.load("spec")
-        if raw is None:
+        spec = self._stored_spec()
+        if spec is None:
             return False
-        bound = 4 * spec_from_json(raw).params.size
+        bound = 4 * spec.params.size
         if manifest.blob_bytes > bound:
             size = manifest.blob_bytes
             log.warning("model_refused version=%d bytes=%d above=%d", manifest.version, size, bound)
         return manifest.blob_bytes <= bound
 
-    async def _fetch_blob(self, session: Session, manifest: Manifest) -> bool:
+    async def _fetch_blob(self, session: Connection, manifest: Manifest) -> bool:
         """Fetch one blob; False when its chunks do not come or another model is wanted."""
         have = await asyncio.to_thread(self._spool.chunks, manifest.blob)
         while window := next_window(manifest, have):
@@ -211,11 +274,12 @@ class Link:
         return True
 
     def _adopt(self, manifest: Manifest, blob: bytes) -> None:
-        self._spool.save(manifest=encode_manifest(manifest), params=blob)
+        packed, source = encode_manifest(manifest), self._offers.source(manifest)
+        self._spool.save(manifest=packed, params=blob, channel=source.encode())
         self._spool.drop_chunks()
 
     async def _fetch_window(
-        self, session: Session, manifest: Manifest, window: list[int]
+        self, session: Connection, manifest: Manifest, window: list[int]
     ) -> dict[int, bytes]:
         """Ask for some chunks by their exact topics and wait until they come, or silence."""
         places = {self._topics.chunk(manifest.blob, index): index for index in window}
@@ -237,7 +301,7 @@ class Link:
 
     # -- sending ---------------------------------------------------------------------------
 
-    async def _send(self, session: Session) -> None:
+    async def _send(self, session: Connection) -> None:
         """Send what is open, one at a time: new ones at once, sent ones again when due."""
         due: dict[Seq, float] = {}
         tries: dict[Seq, int] = {}

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 
 from mqtt_session.settings import MqttSettings
+from schemas.conditions import Conditions
 from schemas.names import device_id, task_name
 from schemas.task import Option
 
@@ -23,6 +24,13 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
         silence_s: a chunk that does not come within this is asked for anew.
         reconnect_s: longest wait before the next try to connect.
         seed: of the local training; -1 takes the machine's entropy.
+        when: what must hold before this device trains, besides what the task asks.
+        provider: `module:function` that tells what the device is like; empty: it is looked up.
+        conditions_every_s: how often conditions that do not hold are looked at again.
+        watts: what the device draws while it trains; a task with a budget of joules needs it.
+        nice: lower the process' priority by so much.
+        threads: at most so many threads of linear algebra; 0: as many as there are cores.
+        memory_mb: at most so much memory; a trainer that wants more fails; 0: no bound.
     """
 
     device: str
@@ -35,6 +43,13 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
     silence_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     reconnect_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     seed: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    when: Conditions = Conditions()
+    provider: str = ""
+    conditions_every_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    watts: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 0
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
     def spool_name(self) -> str:

@@ -2,12 +2,13 @@
 
 `synchronous=FULL`: when a method returns, a power cut does not take it back. An update and the
 residual that it leaves behind are written in one transaction. The boot number is drawn when the
-file is made, so a replaced card is a new boot. Refuses a file of another version.
+file is made, so a replaced card is a new boot. A file of an older version is brought up in one
+transaction; one of a newer version is refused.
 """
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,13 +18,18 @@ from schemas.errors import ConfigError
 from schemas.names import Boot, Epoch, ModelVersion, Seq
 from schemas.window import SPAN
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
-_TABLES: Final = """
+_MIGRATIONS: Final = (
+    # 0 -> 1: a new file
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE updates (seq INTEGER PRIMARY KEY, sent INTEGER NOT NULL, message BLOB NOT NULL);
 CREATE TABLE chunks (blob TEXT, number INTEGER, data BLOB, PRIMARY KEY (blob, number));
-"""
+""",
+    # 1 -> 2: tensors that never leave the device
+    "CREATE TABLE local (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;",
+)
 
 Base: TypeAlias = tuple[Epoch, ModelVersion]
 
@@ -64,15 +70,18 @@ class Spool:
         self.boot = Boot(int.from_bytes(self._get("boot") or b"", "big"))
 
     def _prepare(self, path: Path, new_boot: Callable[[], Boot]) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            remedy = f"{path} was written by a newer fedmq (schema {version}); update this one"
+            raise ConfigError("state_dir", remedy)
+        if version == SCHEMA:
+            return
+        steps = "".join(_MIGRATIONS[version:])
+        self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA};")
         if version == 0:
             boot = new_boot().to_bytes(4, "big")
-            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA};")
             self._db.execute("INSERT INTO meta VALUES ('boot', ?)", (boot,))
-            self._db.execute("COMMIT")
-        elif version != SCHEMA:
-            remedy = f"{path} was written by another fedmq (schema {version}); update fedmq"
-            raise ConfigError("state_dir", remedy)
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -92,7 +101,7 @@ class Spool:
         return int.from_bytes(self._get(key) or b"", "big")
 
     def load(self, key: str) -> bytes | None:
-        """Read a named value: `spec`, `manifest`, `params`, `residual`."""
+        """Read a named value: `spec`, `manifest`, `channel`, `params`, `residual`."""
         with self._lock:
             return self._get(key)
 
@@ -119,6 +128,7 @@ class Spool:
         base: Base,
         residual: bytes | None,
         replaces: Seq | None = None,
+        local: Mapping[str, bytes] | None = None,
     ) -> Seq | None:
         """Add an update and its residual, in the place of the one that it contains.
 
@@ -130,6 +140,7 @@ class Spool:
             base: what it was trained from.
             residual: what encoding left behind; None leaves the stored one as it is.
             replaces: an update from the same base that this one contains.
+            local: tensors that stay on the device, as they are after this training.
         """
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
@@ -144,7 +155,14 @@ class Spool:
             self._set("trained", base[0].to_bytes(4, "big") + base[1].to_bytes(4, "big"))
             if residual is not None:
                 self._set("residual", residual)
+            rows = list((local or {}).items())
+            self._db.executemany("INSERT OR REPLACE INTO local VALUES (?, ?)", rows)
         return seq
+
+    def local(self) -> dict[str, bytes]:
+        """Tensors that never leave this device, by name."""
+        with self._lock:
+            return dict(self._db.execute("SELECT name, data FROM local").fetchall())
 
     @property
     def trained(self) -> Base | None:

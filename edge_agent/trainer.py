@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.evaluation import Evaluation
 from schemas.task import TrainOptions
 
 
@@ -29,7 +30,9 @@ class Trainer(Protocol):
     """Trains on this device's own data.
 
     `fedmq-agent --trainer module:Class` calls `Class(**options)` once, with the options of its
-    own configuration, then `train` for every round, in a worker thread.
+    own configuration, then `train` for every round, in a worker thread. Two more methods are
+    asked for when they are there: `evaluate` (see `Evaluator`) and `new_samples() -> int`, the
+    number of examples that have come since the last training.
     """
 
     def train(
@@ -44,5 +47,17 @@ class Trainer(Protocol):
             tensors: the parameters to start from, named and shaped as the task says.
             options: what the task asks for.
             rng: the only source of randomness, so that a run can be repeated.
+        """
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """A Trainer that can tell how good the global model is, on held-out data of this device."""
+
+    def evaluate(self, tensors: Mapping[str, NDArray[np.float32]]) -> Evaluation:
+        """Measure named tensors (read-only float32 views): figures by name, such as `accuracy`.
+
+        Only sums over the fleet leave the server; at most 14 figures, names of 31 characters.
         """
         ...

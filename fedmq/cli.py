@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmq.commands import demo, lab_broker, model, services, tail, task
+from fedmq.commands import demo, device, lab_broker, model, services, tail, task
 from schemas.errors import ConfigError, FedmqError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)
 app.add_typer(task.app, name="task")
 app.add_typer(model.app, name="model")
+app.add_typer(device.app, name="device")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiomqtt
 
@@ -26,6 +26,7 @@ from mqtt_session.backoff import Backoff
 from mqtt_session.settings import MqttSettings
 
 log = logging.getLogger("fedmq.mqtt")
+_Connection = TypeVar("_Connection")
 _paho_log = logging.getLogger("fedmq.mqtt.paho")
 _paho_log.setLevel(logging.CRITICAL)  # a lost link is everyday life here, and is told once, above
 
@@ -193,8 +194,8 @@ async def connect(
 
 
 async def keep_connected(
-    door: Callable[[], AbstractAsyncContextManager[Session]],
-    use: Callable[[Session], Awaitable[None]],
+    door: Callable[[], AbstractAsyncContextManager[_Connection]],
+    use: Callable[[_Connection], Awaitable[None]],
     *,
     rng: random.Random,
     backoff: Backoff,
@@ -217,8 +218,8 @@ async def keep_connected(
 
 
 async def _once(
-    door: Callable[[], AbstractAsyncContextManager[Session]],
-    use: Callable[[Session], Awaitable[None]],
+    door: Callable[[], AbstractAsyncContextManager[_Connection]],
+    use: Callable[[_Connection], Awaitable[None]],
 ) -> None:
     async with door() as session:
         await use(session)

@@ -14,6 +14,12 @@ TASKS: Final = "fedmq:tasks"
 LOST: Final = "fedmq:lost"
 """Stream of what came in for no known task: bounded, for people to look at."""
 
+LEAVING: Final = "fedmq:leaving"
+"""Set of deleted tasks whose retained topics a bridge has still to clear."""
+
+EPOCHS: Final = "fedmq:epochs"
+"""Hash: a deleted task's name -> its last epoch, so that its next life has a higher one."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskKeys:
@@ -65,6 +71,26 @@ class TaskKeys:
         return self._key("windows")
 
     @property
+    def devices(self) -> str:
+        """Hash: device -> what is known of it (JSON)."""
+        return self._key("devices")
+
+    @property
+    def presence(self) -> str:
+        """Hash: device -> its last birth or will, and when the bridge heard it (JSON)."""
+        return self._key("presence")
+
+    @property
+    def versions(self) -> str:
+        """Hash: version -> its record (JSON)."""
+        return self._key("versions")
+
+    @property
+    def standing(self) -> str:
+        """Hash: topic below the task -> what is retained there now, beside the three below."""
+        return self._key("standing")
+
+    @property
     def spec(self) -> str:
         """String: the TaskSpec as published."""
         return self._key("spec")
@@ -97,3 +123,27 @@ class TaskKeys:
     def downlink(self) -> str:
         """String with a time to live: the token of the bridge that carries the outbox."""
         return self._key("downlink")
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every key of the task but the bytes of its blobs."""
+        return (
+            self.log,
+            self.outbox,
+            self.said,
+            self.dead,
+            self.origin,
+            self.checkpoint,
+            self.arrays,
+            self.windows,
+            self.devices,
+            self.presence,
+            self.versions,
+            self.standing,
+            self.spec,
+            self.manifest,
+            self.metrics,
+            self.blobs,
+            self.holder,
+            self.downlink,
+        )

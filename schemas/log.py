@@ -1,15 +1,19 @@
 """The entries of a task's log: the only thing the fold depends on.
 
-Written by the bridge (arrivals), by `fedmq task` (specifications) and by the aggregator (ticks);
-read by the fold. A Redis stream entry is a flat map of bytes; time is the entry's id.
+Written by the bridge (arrivals), by the `fedmq` command (what people decide) and by the aggregator
+(ticks, evaluations); read by the fold. A Redis stream entry is a flat map of bytes; time is the
+entry's id.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+import msgspec
+
 from schemas.errors import InvariantError
 from schemas.names import DeviceId
+from schemas.task import Phase
 
 HEAD_BYTES: Final = 4096
 """What is kept of an oversized or refused message, in bytes."""
@@ -57,7 +61,99 @@ class Tick:
     """A deadline has passed: what waits for time may happen now."""
 
 
-Body: TypeAlias = Arrived | SpecSet | Tick
+@dataclass(frozen=True, slots=True)
+class PhaseSet:
+    """From here on the task runs, rests, or is finished."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSet:
+    """From here on this device is taken from or not, and bears these tags; None leaves as is."""
+
+    device: DeviceId
+    banned: bool | None = None
+    tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceErased:
+    """Forget all that is kept of a device, and take nothing from it again."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class PinSet:
+    """Devices that bear the tag are held at a published version; None lets them go."""
+
+    tag: str
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """Here the model becomes another one: little-endian float32, all of its parameters.
+
+    `version` is the published version whose parameters they are; what came after it is withdrawn.
+    """
+
+    params: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The server has measured a version on its own held-out examples."""
+
+    version: int
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSet:
+    """People decide about the version that waits: everybody gets it, or nobody."""
+
+    version: int
+    publish: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSet:
+    """From here on the task lives in another epoch: it was restored from a file."""
+
+    epoch: int
+
+
+Body: TypeAlias = (
+    Arrived
+    | SpecSet
+    | Tick
+    | PhaseSet
+    | DeviceSet
+    | DeviceErased
+    | PinSet
+    | ModelSet
+    | Evaluated
+    | ReleaseSet
+    | EpochSet
+)
+
+_Command: TypeAlias = PhaseSet | DeviceSet | DeviceErased | PinSet | ReleaseSet | EpochSet
+
+_COMMANDS: Final[dict[bytes, type[_Command]]] = {
+    b"phase": PhaseSet,
+    b"device": DeviceSet,
+    b"erase": DeviceErased,
+    b"pin": PinSet,
+    b"release": ReleaseSet,
+    b"epoch": EpochSet,
+}
+"""Entries whose fields are one JSON object."""
+
+_KINDS: Final = {kind: name for name, kind in _COMMANDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +174,12 @@ def to_fields(body: Body) -> dict[bytes, bytes]:
             return {b"k": b"spec", b"p": json}
         case Tick():
             return {b"k": b"tick"}
+        case ModelSet(params, version):
+            return {b"k": b"model", b"v": str(version).encode(), b"p": params}
+        case Evaluated():
+            return {b"k": b"eval", b"p": msgspec.json.encode(body)}
+        case _:
+            return {b"k": _KINDS[type(body)], b"p": msgspec.json.encode(body)}
 
 
 def from_fields(fields: Mapping[bytes, bytes]) -> Body:
@@ -92,6 +194,12 @@ def from_fields(fields: Mapping[bytes, bytes]) -> Body:
             return SpecSet(fields[b"p"])
         case b"tick":
             return Tick()
+        case b"model":
+            return ModelSet(fields[b"p"], int(fields[b"v"]))
+        case b"eval":
+            return msgspec.json.decode(fields[b"p"], type=Evaluated)
+        case kind if kind in _COMMANDS:
+            return msgspec.json.decode(fields[b"p"], type=_COMMANDS[kind])
         case kind:
             msg = f"the log holds an entry of kind {kind!r}, which this version cannot fold"
             raise InvariantError(msg)

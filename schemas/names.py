@@ -40,3 +40,12 @@ def task_name(text: str) -> TaskName:
 def shard_of(device: DeviceId) -> str:
     """Give the shard level of a device's `up` topic: the first hex digit of SHA-256(device)."""
     return sha256(device.encode()).hexdigest()[0]
+
+
+def in_canary(device: DeviceId, share: float) -> bool:
+    """Tell whether a device belongs to the share of the fleet that gets new versions first.
+
+    Bytes 4 to 8 of SHA-256(device) as a number, over 2^32, are below the share: a device that
+    belongs to a small share belongs to every larger one.
+    """
+    return int.from_bytes(sha256(device.encode()).digest()[4:8], "big") < share * 2**32

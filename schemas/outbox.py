@@ -37,7 +37,12 @@ class Sweep:
     chunks: int
 
 
-Record: TypeAlias = Say | Spread | Sweep
+@dataclass(frozen=True, slots=True)
+class End:
+    """The task was deleted; this was its last record."""
+
+
+Record: TypeAlias = Say | Spread | Sweep | End
 
 
 def to_fields(record: Record) -> dict[bytes, bytes]:
@@ -50,6 +55,8 @@ def to_fields(record: Record) -> dict[bytes, bytes]:
             return {b"k": b"spread", b"b": blob.encode(), b"n": str(chunk_bytes).encode()}
         case Sweep(blob, chunks):
             return {b"k": b"sweep", b"b": blob.encode(), b"n": str(chunks).encode()}
+        case End():
+            return {b"k": b"end"}
 
 
 def from_fields(fields: Mapping[bytes, bytes]) -> Record:
@@ -61,6 +68,8 @@ def from_fields(fields: Mapping[bytes, bytes]) -> Record:
             return Spread(fields[b"b"].decode(), int(fields[b"n"]))
         case b"sweep":
             return Sweep(fields[b"b"].decode(), int(fields[b"n"]))
+        case b"end":
+            return End()
         case kind:
             msg = f"the outbox holds a record of kind {kind!r}"
             raise InvariantError(msg)

@@ -30,6 +30,8 @@ class Reason(IntEnum):
     NOT_FINITE = 30  # NaN or infinity in delta, weight or metrics
     BAD_INDEX = 31  # an index out of range, or repeated where the codec forbids it
     BAD_NUMBER = 32  # a field outside its range: num_examples, seq, weight ...
+    BANNED = 33  # the operator takes nothing from this device
+    FINISHED = 34  # the task is finished: its model no longer changes
 
 
 def outcome_name(code: int) -> str:

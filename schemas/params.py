@@ -1,12 +1,21 @@
 """The model's parameters: one flat float32 vector, and the spec that names its parts.
 
 Refuses everything that is not float32 on the wire; a trainer may use whatever it likes locally.
+
+Every tensor has a kind, which is the mask of what travels:
+
+    trained   learnt by the fleet: its delta travels and is folded by the strategy
+    buffer    not trained but measured (BatchNorm's statistics): its delta travels and is averaged
+              plainly, without server rate and momentum
+    frozen    as the task was created: never trained, never sent up
+    local     every device keeps its own: begins as the task's, never leaves the device
 """
 
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import accumulate
 from math import prod
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -27,11 +36,23 @@ TensorName = Annotated[
 """No control characters: the digest is written over lines."""
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One named tensor: where it lies in the flat vector follows from the order."""
+Kind: TypeAlias = Literal["trained", "buffer", "frozen", "local"]
+TRAVELLING: Final = ("trained", "buffer")
+"""The kinds whose deltas are sent up."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One named tensor: where it lies in the flat vector follows from the order.
+
+    Attributes:
+        name: unique within the task, 1 to 128 characters.
+        shape: up to 8 dimensions; () is a scalar.
+        kind: `trained`, `buffer`, `frozen` or `local`.
+    """
 
     name: TensorName
     shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=8)] = ()
+    kind: Kind = "trained"
 
     @property
     def size(self) -> int:
@@ -40,7 +61,11 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names and shapes of all tensors, in the order of the flat vector."""
+    """Names, shapes and kinds of all tensors, in the order of the flat vector.
+
+    Attributes:
+        tensors: at least one, 4,096 at most; together no more than MAX_PARAMS elements.
+    """
 
     tensors: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -53,6 +78,9 @@ class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.size > MAX_PARAMS:
             msg = f"{self.size} parameters are more than the {MAX_PARAMS} that fedmq handles"
             raise ValueError(msg)
+        if not self.wire_size:
+            msg = "no tensor is trained: nothing would ever travel"
+            raise ValueError(msg)
 
     @property
     def size(self) -> int:
@@ -60,15 +88,59 @@ class ParamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(tensor.size for tensor in self.tensors)
 
     @property
+    def wire_size(self) -> int:
+        """The length of the vector that travels up: trained tensors and buffers, in their order."""
+        return sum(tensor.size for tensor in self.tensors if tensor.kind in TRAVELLING)
+
+    @property
+    def buffers(self) -> tuple[slice, ...]:
+        """Where the buffers lie in the vector that travels."""
+        travelling = [tensor for tensor in self.tensors if tensor.kind in TRAVELLING]
+        ends = accumulate(tensor.size for tensor in travelling)
+        return tuple(
+            slice(end - tensor.size, end)
+            for tensor, end in zip(travelling, ends, strict=True)
+            if tensor.kind == "buffer"
+        )
+
+    @property
     def digest(self) -> bytes:
-        r"""SHA-256 over `name\\0dim,dim,...\\n` of every tensor in order: 32 bytes."""
-        lines = (f"{t.name}\0{','.join(map(str, t.shape))}\n" for t in self.tensors)
-        return sha256("".join(lines).encode()).digest()
+        r"""SHA-256 over `name\\0dim,dim,...\\n` of every tensor in order: 32 bytes.
+
+        A tensor that is not plainly trained adds its kind: `name\\0dim,dim,...\\0kind\\n`.
+        """
+        return sha256("".join(map(_line, self.tensors)).encode()).digest()
 
     @property
     def short_digest(self) -> int:
         """The first 2 bytes of `digest`, big-endian: what travels with every update."""
         return int.from_bytes(self.digest[:2], "big")
+
+
+def _line(tensor: TensorSpec) -> str:
+    kind = "" if tensor.kind == "trained" else f"\0{tensor.kind}"
+    return f"{tensor.name}\0{','.join(map(str, tensor.shape))}{kind}\n"
+
+
+def travelling(spec: ParamSpec, flat: Params) -> Params:
+    """What of a flat vector travels, shape (spec.wire_size,): itself when all of it does."""
+    if spec.wire_size == spec.size:
+        return flat
+    parts = unflatten(spec, flat)
+    return np.concatenate([parts[t.name].reshape(-1) for t in spec.tensors if t.kind in TRAVELLING])
+
+
+def settled_in(spec: ParamSpec, whole: Params, part: Params) -> Params:
+    """Put what travels back into a whole vector: `part` itself when that is all, else a copy."""
+    if spec.wire_size == spec.size:
+        return part
+    flat = whole.copy()
+    offset = 0
+    for tensor, view in zip(spec.tensors, unflatten(spec, flat).values(), strict=True):
+        if tensor.kind in TRAVELLING:
+            view.reshape(-1)[:] = part[offset : offset + tensor.size]
+            offset += tensor.size
+    return flat
 
 
 def spec_of(tensors: Mapping[str, NDArray[np.generic]]) -> ParamSpec:

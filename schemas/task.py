@@ -9,19 +9,30 @@ from math import isfinite
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.inspect import StructType, Type, VarTupleType, type_info
 
 from schemas.codecs import CodecOptions, codec_by_name
+from schemas.conditions import Conditions
 from schemas.errors import ConfigError
+from schemas.evaluation import Better
 from schemas.params import ParamSpec
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
+ShareOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Metric: TypeAlias = Annotated[str, msgspec.Meta(max_length=31)]
+Phase: TypeAlias = Literal["running", "paused", "finished"]
 Option: TypeAlias = str | int | float | bool
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
+
+UNDERSTOOD: Final = ("kinds", "when")
+"""What this version understands of a task's `needs`."""
+
+_FOR_DEVICES: Final = ("params", "train", "codec", "evaluate", "gate", "phase")
 
 SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""
@@ -72,6 +83,10 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch_size: examples per step.
         learning_rate: the local optimiser's.
         rounds_per_base: rounds on one base at most, while the update is still unsent.
+        steps: at most so many local steps in a round; 0: no bound.
+        seconds: a round ends after the step in which so many seconds have passed; 0: no bound.
+        joules: a round's energy; a device turns it into seconds by its own `watts`; 0: no bound.
+        when: what must hold on a device before it trains.
         options: whatever else a custom trainer understands.
     """
 
@@ -79,6 +94,10 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Count = 16
     learning_rate: Positive = 0.1
     rounds_per_base: Count = 4
+    steps: Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)] = 0
+    seconds: NonNegative = 0.0
+    joules: NonNegative = 0.0
+    when: Conditions = Conditions()
     options: dict[str, Option] = {}
 
 
@@ -89,11 +108,13 @@ class PublishOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         every: publish when this many versions have passed.
         seconds: publish at the latest after so many seconds when there is something new; 0: never.
         chunk_bytes: bytes a chunk.
+        keep: published versions whose parameters are kept, to pin, compare or roll back to.
     """
 
     every: Count = 1
     seconds: NonNegative = 0.0
     chunk_bytes: Annotated[int, msgspec.Meta(ge=64, le=1 << 20)] = 4096
+    keep: Annotated[int, msgspec.Meta(ge=2, le=256)] = 8
 
 
 class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,8 +129,79 @@ class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_abs: Annotated[float, msgspec.Meta(gt=0, le=1e12)] = 1e6
 
 
+class EvaluateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[evaluate]`: devices measure the model they adopt on held-out examples of their own.
+
+    Attributes:
+        devices: whether they are asked to; a trainer without `evaluate` never does.
+        min_devices: a mean is shown and judged by only when so many devices have reported.
+    """
+
+    devices: bool = True
+    min_devices: Count = 3
+
+
+class GateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[gate]`: a version that is worse than the last is held back from publication.
+
+    Attributes:
+        metric: which one decides, e.g. `accuracy`; empty: no gate, every version is published.
+        better: `higher` or `lower`.
+        margin: how much worse than the last published version a version may be.
+        by: `devices` (those of the canary share report) or `server` (its own held-out set).
+        canary: this share of the fleet gets a new version first.
+        patience_s: a version about which too little is known after so long ...
+        on_silence: ... is published (`publish`) or held back (`hold`).
+        on_worse: `hold`: wait for a better one; `rollback`: go back to the last published model.
+    """
+
+    metric: Metric = ""
+    better: Better = "higher"
+    margin: NonNegative = 0.0
+    by: Literal["devices", "server"] = "devices"
+    canary: ShareOrNone = 0.0
+    patience_s: NonNegative = 600.0
+    on_silence: Literal["publish", "hold"] = "publish"
+    on_worse: Literal["hold", "rollback"] = "hold"
+
+    @property
+    def holds(self) -> bool:
+        """Whether a version waits for anything before everybody gets it."""
+        return bool(self.metric) or self.canary > 0
+
+
+class FinishOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[finish]`: when the task is done by itself; whatever comes first. 0 and "" mean never.
+
+    Attributes:
+        versions: at this version.
+        seconds: so long after the task's first entry.
+        payload_bytes: when so many payload bytes have been folded.
+        metric: when this metric has not become better ...
+        patience: ... for so many published versions in a row,
+        min_delta: where better means by more than this,
+        better: and `higher` or `lower` says which way;
+        by: as `devices` or `server` found it.
+    """
+
+    versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    payload_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    metric: Metric = ""
+    patience: Count = 10
+    min_delta: NonNegative = 0.0
+    better: Better = "higher"
+    by: Literal["devices", "server"] = "devices"
+
+
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a device must know of a task but the model itself."""
+    """All that a device must know of a task but the model itself.
+
+    Attributes:
+        params: names, shapes and kinds of the tensors.
+        phase: where the task is in its life; written by the server alone.
+        needs: what a device must understand to take part; written by the server alone.
+    """
 
     params: ParamSpec
     strategy: StrategyOptions = StrategyOptions()
@@ -117,11 +209,16 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codec: CodecOptions = CodecOptions()
     publish: PublishOptions = PublishOptions()
     limits: LimitOptions = LimitOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    gate: GateOptions = GateOptions()
+    finish: FinishOptions = FinishOptions()
+    phase: Phase = "running"
+    needs: tuple[str, ...] = ()
 
     @property
     def max_update_bytes(self) -> int:
         """The bound that holds, in bytes of the whole message."""
-        return self.limits.max_update_bytes or 8 * self.params.size + 4096
+        return self.limits.max_update_bytes or 8 * self.params.wire_size + 4096
 
 
 class InitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,12 +242,25 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     codec: CodecOptions = CodecOptions()
     publish: PublishOptions = PublishOptions()
     limits: LimitOptions = LimitOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    gate: GateOptions = GateOptions()
+    finish: FinishOptions = FinishOptions()
     init: InitOptions = InitOptions()
 
     def spec(self, params: ParamSpec) -> TaskSpec:
-        """Complete the specification with the model's tensors."""
+        """Complete the specification with the model's tensors. Raises ConfigError."""
         return checked_spec(
-            TaskSpec(params, self.strategy, self.train, self.codec, self.publish, self.limits)
+            TaskSpec(
+                params=params,
+                strategy=self.strategy,
+                train=self.train,
+                codec=self.codec,
+                publish=self.publish,
+                limits=self.limits,
+                evaluate=self.evaluate,
+                gate=self.gate,
+                finish=self.finish,
+            )
         )
 
 
@@ -189,7 +299,18 @@ def checked_spec(spec: TaskSpec) -> TaskSpec:
     for name, value in spec.train.options.items():
         if isinstance(value, float) and not isfinite(value):
             raise ConfigError(f"train.options.{name}", "must be finite: JSON knows no other number")
-    return spec
+    if spec.gate.metric and spec.gate.by == "devices" and not spec.gate.canary:
+        remedy = 'must be above 0: with gate.by = "devices" somebody must try a version first'
+        raise ConfigError("gate.canary", remedy)
+    return msgspec.structs.replace(spec, needs=_needs(spec))
+
+
+def _needs(spec: TaskSpec) -> tuple[str, ...]:
+    """What a device must obey, or leave the task alone: it would do harm, not just less."""
+    masked = any(tensor.kind != "trained" for tensor in spec.params.tensors)
+    conditional = spec.train.when != Conditions()
+    found = {"kinds": masked, "when": conditional}
+    return tuple(need for need in UNDERSTOOD if found[need])
 
 
 def spec_to_json(spec: TaskSpec) -> bytes:
@@ -198,11 +319,43 @@ def spec_to_json(spec: TaskSpec) -> bytes:
 
 
 def spec_from_json(data: bytes) -> TaskSpec:
-    """Read the retained JSON. Raises ConfigError."""
+    """Read a log entry's JSON, all of it: an unknown field is refused. Raises ConfigError."""
+    return checked_spec(convert(_json_tables(data), TaskSpec))
+
+
+def device_spec_from_json(data: bytes) -> TaskSpec:
+    """Read the retained JSON as a device does: only what a device obeys, and no unknown field.
+
+    So a device understands every newer server, unless the task `needs` what the device does not
+    know. Raises ConfigError.
+    """
+    tables = _json_tables(data)
+    if not isinstance(tables, dict):
+        raise ConfigError("spec", "is not a JSON object")
+    needs = tables.get("needs", ())
+    unknown = sorted({str(need) for need in needs} - set(UNDERSTOOD)) if needs else []
+    if unknown:
+        raise ConfigError("needs", f"{', '.join(unknown)}: update fedmq on this device")
+    found = {name: tables[name] for name in _FOR_DEVICES if name in tables}
+    if isinstance(found.get("gate"), dict):
+        found["gate"] = {"canary": found["gate"].get("canary", 0.0)}
+    return checked_spec(convert(_pruned(found, type_info(TaskSpec)), TaskSpec))
+
+
+def _json_tables(data: bytes) -> object:
     if len(data) > SPEC_BYTES_MAX:
         raise ConfigError("spec", f"{len(data)} bytes are more than {SPEC_BYTES_MAX}")
     try:
-        tables = msgspec.json.decode(data)
+        return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ConfigError("spec", f"is not JSON: {exc}") from exc
-    return checked_spec(convert(tables, TaskSpec))
+
+
+def _pruned(value: object, info: Type) -> object:
+    """Without the fields that this version does not know, at any depth of structs."""
+    if isinstance(info, StructType) and isinstance(value, dict):
+        fields = {field.encode_name: field.type for field in info.fields}
+        return {k: _pruned(v, fields[k]) for k, v in value.items() if k in fields}
+    if isinstance(info, VarTupleType) and isinstance(value, list):
+        return [_pruned(item, info.item_type) for item in value]
+    return value

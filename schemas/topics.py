@@ -2,11 +2,14 @@
 
 {prefix}/{task}/spec               retained  TaskSpec, JSON
 {prefix}/{task}/model              retained  Manifest
+{prefix}/{task}/candidate          retained  Manifest, for canary devices
+{prefix}/{task}/model/{device}     retained  Manifest, for a device that is pinned
 {prefix}/{task}/blob/{id}/{i}      retained  chunk i of a blob
 {prefix}/{task}/up/{shard}/{device}          ModelUpdate
 {prefix}/{task}/receipt/{device}   retained  Receipt
 {prefix}/{task}/state/{device}     retained  birth and will, JSON
 {prefix}/{task}/metrics            retained  JSON
+{prefix}/{task}/versions           retained  JSON
 {prefix}/{task}/events                       JSON
 """
 
@@ -50,6 +53,15 @@ class TaskTopics:
         """Retained Manifest of the newest published version."""
         return self.at("model")
 
+    @property
+    def candidate(self) -> str:
+        """Retained Manifest for the canary devices: newer than `model`, or the same."""
+        return self.at("candidate")
+
+    def pin(self, device: DeviceId) -> str:
+        """Retained Manifest of the version that one device is held at."""
+        return self.at(f"model/{device}")
+
     def chunk(self, blob: str, index: int) -> str:
         """Retained chunk of a blob."""
         return self.at(f"blob/{blob}/{index}")
@@ -74,6 +86,28 @@ class UplinkTopic:
     task: TaskName
     shard: str
     device: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class StateTopic:
+    """Where a device says whether it is there."""
+
+    task: TaskName
+    device: DeviceId
+
+
+def state_filter(prefix: str) -> str:
+    """The filter under which the bridge hears who is there."""
+    return f"{prefix}/+/state/+"
+
+
+def parse_state(prefix: str, topic: str) -> StateTopic | None:
+    """Read a `state` topic; None when it is another, or a level is not a name."""
+    match topic.removeprefix(prefix + "/").split("/"):
+        case [task, "state", device] if topic.startswith(prefix + "/"):
+            if is_name(task) and is_name(device):
+                return StateTopic(TaskName(task), DeviceId(device))
+    return None
 
 
 def uplink_filter(prefix: str) -> str:

@@ -16,8 +16,8 @@ from aggregator.strategies.strategy import (
 from schemas.task import StrategyOptions
 
 
-def strategy_for(options: StrategyOptions) -> Strategy:
-    """The strategy that a task asks for."""
+def strategy_for(options: StrategyOptions, buffers: tuple[slice, ...] = ()) -> Strategy:
+    """The strategy that a task asks for; `buffers` lie where nothing is trained, only measured."""
     weigh = staleness_weight(options.staleness)
     unit = options.examples_unit
 
@@ -32,6 +32,7 @@ def strategy_for(options: StrategyOptions) -> Strategy:
                 server_lr=options.server_lr,
                 momentum=options.momentum,
                 example_share=example_share,
+                buffers=buffers,
             )
         case "fedasync":
             return fedasync(

@@ -10,6 +10,9 @@ arXiv 2106.06639, Algorithm 1, with delta = w_local - w_base (added):
 
 A fresh contribution weighs exactly 1; num_examples weighs nothing unless asked. A flush folds a
 partial buffer and still divides by K: who is absent has contributed zero, not vanished.
+
+Buffers of the model (BatchNorm's statistics) are no descent: there the step is w <- w + B / K, an
+average of what the devices measured, without server rate and momentum.
 """
 
 from collections.abc import Callable
@@ -42,6 +45,7 @@ def fedbuff(
     server_lr: float = 1.0,
     momentum: float = 0.0,
     example_share: Callable[[int], float] = lambda _num_examples: 1.0,
+    buffers: tuple[slice, ...] = (),
 ) -> Strategy:
     """Make the strategy.
 
@@ -51,6 +55,7 @@ def fedbuff(
         server_lr: eta_g.
         momentum: beta, 0 for none (then no vector is kept for it).
         example_share: num_examples -> factor in (0, 1].
+        buffers: where the vectors hold statistics that are averaged, not trained.
     """
     rate = np.float32(server_lr)
     beta = np.float32(momentum)
@@ -64,6 +69,8 @@ def fedbuff(
 
     def advance(state: State, weight: float) -> tuple[State, Advanced]:
         vectors = state.vectors
+        for span in buffers:
+            _average(vectors["params"][span], vectors["total"][span], size)
         _step(
             vectors["params"],
             vectors["total"],
@@ -86,6 +93,13 @@ def fedbuff(
         return advance(state, 0.0) if state.buffered else (state, Unchanged())
 
     return Strategy(init, fold, flush)
+
+
+def _average(params: Params, total: Params, size: np.float32) -> None:
+    """Do w += B / K, B = 0, in place: what `_step` finds there afterwards is zero."""
+    np.divide(total, size, out=total)
+    np.add(params, total, out=params)
+    total.fill(0)
 
 
 def _step(

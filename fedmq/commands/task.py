@@ -1,4 +1,4 @@
-"""`fedmq task`: create a task, look at it."""
+"""`fedmq task`: from a task's birth to its end."""
 
 import asyncio
 import json
@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aggregator.tasks import create_task, epoch_at, task_spec, task_status
+from aggregator.tasks import all_tasks, create_task, fresh_epoch, task_spec, task_status
+from fedmq.commands import task_files, task_life
+from fedmq.commands.deciding import columns
 from fedmq.commands.running import Config, RedisUrl, redis_for
 from schemas.errors import ConfigError
 from schemas.initial import initial_params
@@ -22,8 +24,13 @@ from schemas.names import TaskName, task_name
 from schemas.params import Params, ParamSpec, flatten, spec_of
 from schemas.task import TaskFile, read_task_file, spec_to_json
 
-app = typer.Typer(help="Create a task, look at it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Create a task, look at it, change it, pause it, move it, end it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 Name = Annotated[str, typer.Argument(help="The task's name: a-z, 0-9, _ and -.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 
 @app.command("create")
@@ -42,7 +49,8 @@ def create(
     """Create a task: its specification and initial model become the first entries of its log.
 
     Without --init the file names the tensors ([[params.tensors]] with name and shape) and the
-    initial model is drawn as its table [init] says.
+    initial model is drawn as its table [init] says. With --init the file may give kinds to the
+    tensors (trained, buffer, frozen, local) under the same names and shapes.
 
     Example: fedmq task create pumps --spec task.toml --init model.npz
     """
@@ -50,20 +58,46 @@ def create(
     file = _read_spec(spec)
     param_spec, params = _initial(file, init)
     complete = file.spec(param_spec)
-    number = epoch_at(time.time()) if epoch is None else epoch
 
-    async def act() -> None:
+    async def act() -> int:
         async with redis_for(config, redis_url) as redis:
+            known = await fresh_epoch(redis, task, time.time())
+            number = known if epoch is None else epoch
             await create_task(redis, task, complete, params, epoch=number)
+            return number
 
-    asyncio.run(act())
+    number = asyncio.run(act())
     typer.echo(f"created task {task}: {param_spec.size:,} parameters, epoch {number}")
+
+
+@app.command("list")
+def list_tasks(as_json: Json = False, config: Config = None, redis_url: RedisUrl = None) -> None:
+    """List all tasks: phase, version, devices, updates.
+
+    Example: fedmq task list --json
+    """
+
+    async def look() -> list[dict[str, object]]:
+        async with redis_for(config, redis_url) as redis:
+            found = [await task_status(redis, task) for task in await all_tasks(redis)]
+        return [status for status in found if status is not None]
+
+    statuses = asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps(statuses))
+        return
+    if not statuses:
+        typer.echo("there is no task; make one with: fedmq task create NAME --spec task.toml")
+        return
+    names = ("task", "phase", "version", "published", "devices", "updates_folded", "updates_stored")
+    rows = [[status.get(name, "") for name in names] for status in statuses]
+    columns(rows, [name.replace("_", " ") for name in names])
 
 
 @app.command("show")
 def show(
     name: Name,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Json = False,
     config: Config = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -94,6 +128,8 @@ async def _status(
 
 
 def _plain(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
@@ -110,14 +146,20 @@ def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:
     if init is not None:
         tensors = _read_npz(init)
         spec = spec_of(tensors)
-        if file.params is not None and file.params != spec:
+        if file.params is None:
+            return spec, flatten(spec, tensors)
+        if _shapes(file.params) != _shapes(spec):
             raise ConfigError("params", f"differs from the tensors of {init}; drop one of them")
-        return spec, flatten(spec, tensors)
+        return file.params, flatten(file.params, tensors)
     if file.params is None:
         raise ConfigError("params", "is missing: name the tensors or give --init model.npz")
     # the shell makes the generator that the core is given
     rng = np.random.default_rng(file.init.seed)  # noqa: TID251
     return file.params, initial_params(file.params, file.init, rng)
+
+
+def _shapes(spec: ParamSpec) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tensor.shape for tensor in spec.tensors}
 
 
 def _read_npz(path: Path) -> dict[str, Params]:
@@ -129,3 +171,13 @@ def _read_npz(path: Path) -> dict[str, Params]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
         remedy = f"{path} is not an .npz of plain arrays ({exc}); write it with numpy.savez"
         raise ConfigError("init", remedy) from exc
+
+
+app.command("update")(task_life.update)
+app.command("pause")(task_life.pause)
+app.command("resume")(task_life.resume)
+app.command("finish")(task_life.finish)
+app.command("clone")(task_life.clone)
+app.command("delete")(task_life.delete)
+app.command("export")(task_files.export)
+app.command("import")(task_files.bring_back)

@@ -31,7 +31,7 @@ def standing(codec="float32", **given):
     spec = make_spec(codec=codec, limits=limits, max_staleness=4)
     plain = Standing(
         spec=spec,
-        codec_id=codec_id_of(spec),
+        codec_ids=frozenset({codec_id_of(spec)}),
         size=SIZE,
         spec_digest=TENSORS.short_digest,
         epoch=3,

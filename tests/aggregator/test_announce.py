@@ -1,13 +1,12 @@
 """What is said for a commit, and in which order."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 
-from aggregator.announce import GENERATIONS, next_living, records
+from aggregator.announce import GENERATIONS, Shelf, moves, records
 from aggregator.checkpoint import LivingBlob
-from schemas.log import SpecSet
+from schemas.log import EpochSet, SpecSet
 from schemas.messages import Receipt
 from schemas.names import Boot
 from schemas.outbox import Say, Spread, Sweep
@@ -22,8 +21,8 @@ ONES = np.ones(SIZE, np.float32)
 def said(world, living=()):
     """Commit: what lives then, and the records."""
     changes = world.changes()
-    living, swept = next_living(living, changes)
-    return living, list(records(world.state, changes, swept))
+    moved = moves(world.state, Shelf(living))
+    return moved.after.living, list(records(world.state, changes, moved))
 
 
 def kinds(told):
@@ -44,7 +43,8 @@ def receipt(told, device=DEVICE):
 def test_the_specification_comes_first_and_the_blob_before_the_manifest_that_names_it():
     world = World()
     _, told = said(world)
-    assert kinds(told) == ["spec", "Spread", "model", "metrics", "events"]
+    order = ["spec", "Spread", "model", "candidate", "versions", "metrics", "events"]
+    assert kinds(told) == order
     assert told[0] == Say("spec", spec_to_json(world.spec), retain=True)
     manifest = decode_manifest(one(told, "model").payload)
     assert told[1] == Spread(manifest.blob, manifest.chunk_bytes)
@@ -78,9 +78,11 @@ def test_two_generations_live():
 
 def test_a_blob_that_lives_already_is_not_swept_when_it_is_published_again():
     world = World()
-    changes = world.changes()
-    living, _ = next_living((), changes)
-    assert next_living(living, changes) == (living, None)
+    living, _ = said(world)
+    world.tick(1)
+    after, told = said(world, living)
+    assert after == living
+    assert not {"Spread", "Sweep"} & set(kinds(told))
 
 
 def test_a_commit_without_a_publication_leaves_the_blobs_alone():
@@ -145,9 +147,11 @@ def test_the_metrics_count_since_the_origin():
     metrics = one(told, "metrics")
     assert metrics.retain
     assert json.loads(metrics.payload) == {
+        "phase": "running",
         "epoch": EPOCH,
         "version": 1,
         "published": 1,
+        "candidate": None,
         "buffered": 1,
         "updates_folded": 3,
         "updates_rejected": {"unknown_codec": 1},
@@ -155,6 +159,7 @@ def test_the_metrics_count_since_the_origin():
         "staleness_mean": 1 / 3,
         "staleness_max": 1,
         "payload_bytes": 3 * 4 * SIZE,
+        "devices": 1,
         "spools": 1,
         "at_ms": world.now_ms,
     }
@@ -174,25 +179,24 @@ def test_events_are_said_and_not_retained():
 
 def test_nothing_is_said_of_a_specification_that_did_not_change():
     world = World()
-    world.changes()
+    living, _ = said(world)
     world.append(SpecSet(spec_to_json(make_spec(server_lr=2.0))))
-    assert kinds(said(world)[1]) == ["spec", "metrics"]
+    assert kinds(said(world, living)[1]) == ["spec", "candidate", "metrics"]
     world.tick(5)
-    assert kinds(said(world)[1]) == ["metrics"]
+    assert kinds(said(world, living)[1]) == ["metrics"]
 
 
 def test_the_blob_of_another_epoch_is_another_blob():
     world = World()
-    changes = world.changes()
-    living, _ = next_living((), changes)
-    manifest = replace(changes.publication.manifest, blob="k4-0")
-    changes.publication = replace(changes.publication, manifest=manifest)
-    assert [each.name for each in next_living(living, changes)[0]] == ["k3-0", "k4-0"]
+    living, _ = said(world)
+    world.append(EpochSet(4))
+    after, told = said(world, living)
+    assert [each.name for each in after] == ["k4-0"]
+    assert decode_manifest(one(told, "model").payload).epoch == 4
+    assert [each.blob for each in told if isinstance(each, Sweep)] == ["k3-0"]
 
 
-def test_a_version_that_is_published_again_in_other_pieces_lives_once():
-    changes = World().changes()
-    name = changes.publication.manifest.blob
-    living, swept = next_living((LivingBlob(name, chunks=99),), changes)
-    assert living == (LivingBlob(name, changes.publication.manifest.chunks),)
-    assert swept is None
+def test_a_version_that_lives_already_is_not_spread_again():
+    moved = moves(World().state, Shelf((LivingBlob("k3-0", 1),)))
+    assert moved.spread == moved.swept == ()
+    assert moved.after.living == (LivingBlob("k3-0", 1),)

@@ -31,6 +31,7 @@ from tests.aggregator.world import (
     digest_of,
     image,
     make_spec,
+    newest,
     ramp,
     vector,
 )
@@ -141,7 +142,7 @@ def test_a_bad_update_is_counted_kept_answered_and_then_as_if_it_had_never_been(
     assert (answer.boot, answer.seq) == (NAMED if bad.names else NAMELESS)
     assert {event["event"] for event in changes.events} - {"joined"} == {"rejected"}
     assert not changes.vectors
-    assert changes.publication is None
+    assert newest(changes) is None
     assert image(world.state)["vectors"] == before["vectors"]
     if bad.names:
         assert world.state.windows[(DEVICE, BOOT)].outcome(Seq(1)) == bad.reason
@@ -300,7 +301,7 @@ def test_a_tick_flushes_only_when_it_is_due():
     assert (world.state.model.version, world.state.model.buffered) == (1, 0)
     assert np.array_equal(world.model, ramp() + 2), "divided by K"
     assert world.fold.next_deadline_ms() is None
-    assert world.changes().publication is not None
+    assert newest(world.changes()) is not None
 
 
 def test_only_a_tick_flushes():
@@ -342,10 +343,10 @@ def test_a_tick_with_nothing_to_do_changes_nothing_but_the_cursor():
 
 def test_every_second_version_is_published_when_asked():
     world = World(make_spec(publish=PublishOptions(every=2), max_staleness=9))
-    published = [world.changes().publication.manifest.version]
+    published = [newest(world.changes()).manifest.version]
     for _ in range(5):
         world.send(ONES)
-        publication = world.changes().publication
+        publication = newest(world.changes())
         published.append(publication.manifest.version if publication else None)
     assert published == [0, None, 2, None, 4, None]
     assert list(world.state.bases) == [0, 2, 4]
@@ -397,10 +398,10 @@ def test_a_tick_at_the_deadline_changes_something_and_one_before_it_nothing(data
         world.tick(deadline - 1 - world.now_ms)
         idle = world.changes()
         assert not idle.vectors
-        assert idle.publication is None
+        assert newest(idle) is None
     world.tick(max(1, deadline - world.now_ms))
     done = world.changes()
-    assert done.vectors or done.publication is not None
+    assert done.vectors or newest(done) is not None
 
 
 # -- publication and bases ---------------------------------------------------------------------
@@ -408,7 +409,7 @@ def test_a_tick_at_the_deadline_changes_something_and_one_before_it_nothing(data
 
 def test_the_first_specification_publishes_version_0():
     world = World()
-    publication = world.changes().publication
+    publication = newest(world.changes())
     assert publication.manifest.version == 0
     assert publication.blob == ramp().tobytes()
     assert world.state.bases == {0: digest_of(ramp())}
@@ -417,7 +418,7 @@ def test_the_first_specification_publishes_version_0():
 def test_a_publication_is_the_model_as_it_was_then():
     world = World()
     world.send(ONES)
-    publication = world.changes().publication
+    publication = newest(world.changes())
     world.send(ONES)
     manifest = publication.manifest
     assert publication.blob == (ramp() + 1).tobytes()
@@ -485,7 +486,7 @@ def test_another_specification_folds_what_waits_and_holds_from_there_on():
     assert np.array_equal(world.model, ramp() + 1)
     changes = world.changes()
     assert changes.spec == spec_to_json(world.spec)
-    assert changes.publication.manifest.version == 1
+    assert newest(changes).manifest.version == 1
     world.send(ONES)
     assert np.array_equal(world.model, ramp() + 3)
 
@@ -525,7 +526,7 @@ def test_who_changes_to_fedasync_gets_a_base_that_can_be_mixed_against():
     world.changes()
     world.respecify(make_spec(name="fedasync", alpha=0.5))
     assert list(world.state.bases) == list(world.state.views) == [4]
-    assert world.changes().publication.manifest.version == 4
+    assert newest(world.changes()).manifest.version == 4
     world.send(ONES)
     assert world.state.tally.folded == 5
 
@@ -572,7 +573,7 @@ def test_a_tick_before_the_first_specification_does_nothing():
     fold = Fold(origin_state(EPOCH, ramp()))
     fold.apply(Entry(EntryId(1, 0), Tick()))
     assert fold.state.cursor == EntryId(1, 0)
-    assert fold.take_changes().publication is None
+    assert newest(fold.take_changes()) is None
 
 
 def test_the_origin_is_a_copy_of_the_initial_model():

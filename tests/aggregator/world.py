@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 
 from aggregator.checkpoint import (
+    changed_devices,
     changed_vectors,
     changed_windows,
     read_small_state,
     restore,
+    sender_to_text,
     small_state,
 )
-from aggregator.fold import Changes, Fold, TaskState, origin_state
+from aggregator.fold import Fold
+from aggregator.state import Changes, Publication, TaskState, origin_state
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.log import Arrived, Body, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
@@ -165,6 +168,7 @@ class Store:
         self.small = b""
         self.vectors: dict[str, bytes] = {}
         self.windows: dict[str, bytes] = {}
+        self.devices: dict[str, bytes] = {}
 
     def commit(self, fold: Fold) -> None:
         changes = fold.take_changes()
@@ -175,9 +179,12 @@ class Store:
             else:
                 self.vectors[name] = data
         self.windows |= changed_windows(fold.state, changes.senders)
+        for sender in changes.gone_senders:
+            self.windows.pop(sender_to_text(sender), None)
+        self.devices |= changed_devices(fold.state, changes)
 
     def load(self) -> Fold:
-        return Fold(restore(read_small_state(self.small), self.vectors, self.windows))
+        return Fold(restore(read_small_state(self.small), self.vectors, self.windows, self.devices))
 
 
 def image(state: TaskState) -> dict[str, object]:
@@ -188,7 +195,14 @@ def image(state: TaskState) -> dict[str, object]:
         "views": {version: v.tobytes() for version, v in state.views.items()},
         "windows": dict(state.windows),
         "bases": list(state.bases.items()),
+        "devices": {d: msgspec.json.encode(r) for d, r in sorted(state.devices.items())},
+        "beside": [None if v is None else v.tobytes() for v in (state.fixed, state.good)],
     }
+
+
+def newest(changes: Changes) -> Publication | None:
+    """The newest version that is to be kept."""
+    return changes.publications[-1] if changes.publications else None
 
 
 def digest_of(params: Params) -> int:

@@ -301,13 +301,13 @@ def test_garbage_is_refused_with_what_to_do_about_it(path: Path) -> None:
 def test_a_file_of_another_version_is_refused_with_what_to_do_about_it(path: Path) -> None:
     opened(path).close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=2")
+    db.execute("PRAGMA user_version=3")
     db.close()
     with pytest.raises(ConfigError) as refused:
         opened(path)
     assert refused.value.field == "state_dir"
-    assert "schema 2" in refused.value.remedy
-    assert "update fedmq" in refused.value.remedy
+    assert "schema 3" in refused.value.remedy
+    assert "update this one" in refused.value.remedy
 
 
 # -- a model in pieces ----------------------------------------------------------------------

@@ -184,7 +184,10 @@ class CursorBeforeCommit(TaskStore):
     async def commit(
         self, state: TaskState, changes: Changes, position: Position, *, log_keep_ms: int
     ) -> Position | None:
-        ahead = {"serial": position.serial, "small": small_state(state, position.living)}
+        ahead = {
+            "serial": position.serial,
+            "small": small_state(state, position.shelf.living, position.shelf.kept),
+        }
         await self._redis.hset(KEYS.checkpoint, mapping=ahead)
         return await super().commit(state, changes, position, log_keep_ms=log_keep_ms)
 

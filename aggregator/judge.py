@@ -1,0 +1,80 @@
+"""The server's own judge: measures every version that is kept on held-out examples of its own.
+
+It works beside the fold, never in it: what it finds is written into the log, and counts from there
+on. One version at a time, the newest first; one that was overtaken meanwhile is left out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import TypeAlias
+
+from aggregator.publishing import params_of
+from aggregator.state import Release, TaskState
+from aggregator.store import TaskStore
+from schemas.errors import ConfigError
+from schemas.evaluation import Evaluation
+from schemas.log import Evaluated
+from schemas.names import TaskName
+from schemas.params import Params, ParamSpec, unflatten
+
+log = logging.getLogger("fedmq.aggregator")
+
+Evaluate: TypeAlias = Callable[[Mapping[str, Params]], Evaluation]
+"""Named tensors, float32 -> what they are worth."""
+
+
+class Judge:
+    """Measures the versions of one task."""
+
+    def __init__(self, task: TaskName, store: TaskStore, evaluate: Evaluate | None) -> None:
+        self._task = task
+        self._store = store
+        self._evaluate = evaluate
+        self._wanted: tuple[Release, ParamSpec] | None = None
+        self._wake = asyncio.Event()
+        self._tried = -1
+
+    def look(self, state: TaskState) -> None:
+        """See whether there is a version to measure."""
+        waiting = state.published if state.candidate is None else state.releases[state.candidate]
+        if waiting is None or state.spec is None or waiting.judgement.server_examples:
+            return
+        if waiting.version > self._tried:
+            self._wanted = waiting, state.spec.params
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._wanted is not None and self._evaluate is not None:
+                release, spec = self._wanted
+                self._tried = release.version
+                await self._measure(self._evaluate, release, spec)
+
+    async def _measure(self, evaluate: Evaluate, release: Release, spec: ParamSpec) -> None:
+        blob = await self._store.blob(release.named.blob)
+        if blob is None:
+            return
+        try:
+            found = await asyncio.to_thread(_checked, evaluate, unflatten(spec, params_of(blob)))
+        except Exception as exc:  # the user's code must not stop the fold
+            where = None if isinstance(exc, ValueError | ConfigError) else exc
+            told = "evaluation_failed task=%s version=%d error=%s"
+            log.log(logging.ERROR, told, self._task, release.version, exc, exc_info=where)
+            return
+        figures = " ".join(f"{name}={value:.4g}" for name, value in found.metrics.items())
+        log.info("evaluated task=%s version=%d %s", self._task, release.version, figures)
+        await self._store.append(Evaluated(release.version, found.num_examples, found.metrics))
+
+
+def _checked(evaluate: Evaluate, tensors: Mapping[str, Params]) -> Evaluation:
+    found = evaluate(tensors)
+    if found.num_examples < 1 or not all(map(isfinite, found.metrics.values())):
+        msg = "the evaluator found NaN, infinity, or nothing"
+        raise ValueError(msg)
+    plain = {str(name): float(value) for name, value in found.metrics.items()}
+    return Evaluation(int(found.num_examples), plain)
