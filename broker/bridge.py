@@ -21,6 +21,7 @@ from broker.queue import Queue, connect
 from broker.routing import Routed, route
 from broker.settings import BridgeSettings
 from lifetimes.together import end, together
+from mqtt_session.address import address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError, Session, keep_connected
 from mqtt_session.session import connect as connect_mqtt
@@ -63,7 +64,7 @@ async def _begin(session: Session, queue: Queue, settings: BridgeSettings) -> No
     """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
     await session.subscribe([uplink_filter(settings.prefix)], qos=1)
     await session.subscribe([state_filter(settings.prefix)], qos=0)
-    log.info("connected mqtt=%s:%d", settings.mqtt_host, settings.mqtt_port)
+    log.info("connected mqtt=%s", address_of(settings))
     await _downlinks(session, queue, settings)
 
 

@@ -19,6 +19,7 @@ from edge_agent.offers import Channel, Offers
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import OpenUpdate, Spool
 from lifetimes.together import together
+from mqtt_session.address import address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError
 from schemas.errors import ConfigError, WireError
@@ -126,7 +127,7 @@ class Link:
         await session.subscribe([*own, self._channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
-        log.info("connected mqtt=%s:%d", self._settings.mqtt_host, self._settings.mqtt_port)
+        log.info("connected mqtt=%s", address_of(self._settings))
         if spec is None:
             log.info("waiting task=%s: nothing is published yet", self._settings.task)
         await together(self._fetch(session), self._send(session))

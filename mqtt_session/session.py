@@ -11,6 +11,7 @@ survive stays in the caller's own durable place until then.
 import asyncio
 import logging
 import random
+import ssl
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -22,8 +23,10 @@ from typing import Any, Final, TypeVar
 import aiomqtt
 
 from lifetimes.together import together
+from mqtt_session.address import Address, address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.settings import MqttSettings
+from schemas.errors import ConfigError
 
 log = logging.getLogger("fedmq.mqtt")
 _Connection = TypeVar("_Connection")
@@ -100,6 +103,19 @@ class _BatchingClient(aiomqtt.Client):
         return self._disconnected
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """A TLS socket that closes itself when the handshake fails: paho leaves it open."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as in ssl
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+
 class Session:
     """One live connection."""
 
@@ -162,10 +178,14 @@ async def connect(
     will: Will | None = None,
     manual_ack: bool = False,
 ) -> AsyncIterator[Session]:
-    """Open one connection. Raises LinkError."""
+    """Open one connection. Raises LinkError, and ConfigError for settings that cannot work."""
+    address = address_of(settings)
     client = _BatchingClient(
-        settings.mqtt_host,
-        settings.mqtt_port,
+        address.host,
+        address.port,
+        transport=address.transport,
+        websocket_path=address.path or None,
+        tls_context=_tls(address, settings),
         identifier=client_id,
         clean_session=clean,
         username=settings.mqtt_user or None,
@@ -191,6 +211,25 @@ async def connect(
         for future in (client.gone, connected):
             if future.done() and not future.cancelled():
                 future.exception()  # seen: asyncio need not complain that nobody looked
+
+
+def _tls(address: Address, settings: MqttSettings) -> ssl.SSLContext | None:
+    """Certificate and host name are verified, always. Raises ConfigError naming the file."""
+    if not address.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.mqtt_ca or None)
+    except OSError as exc:  # ssl.SSLError is one
+        remedy = f"{settings.mqtt_ca} holds no certificates ({exc}); name a PEM file"
+        raise ConfigError("mqtt_ca", remedy) from exc
+    context.sslsocket_class = _ClosingSocket
+    if settings.mqtt_cert:
+        try:
+            context.load_cert_chain(settings.mqtt_cert, settings.mqtt_key)
+        except OSError as exc:
+            remedy = f"{settings.mqtt_cert} and {settings.mqtt_key} do not fit ({exc})"
+            raise ConfigError("mqtt_cert", remedy) from exc
+    return context
 
 
 async def keep_connected(

@@ -13,6 +13,10 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         mqtt_host: name or address of the broker.
         mqtt_port: its TCP port.
+        mqtt_url: in their place mqtt://, mqtts://, ws:// or wss:// host[:port][/path].
+        mqtt_ca: file of the authorities that vouch for the broker; empty: the system's.
+        mqtt_cert: file of this client's certificate, where the broker asks for one.
+        mqtt_key: file of its key.
         mqtt_user: user name; empty for none.
         mqtt_password: give it in the environment or a file, never on the command line.
         mqtt_keepalive_s: raise it on slow links.
@@ -22,6 +26,10 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     mqtt_host: str = "127.0.0.1"
     mqtt_port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1883
+    mqtt_url: str = ""
+    mqtt_ca: str = ""
+    mqtt_cert: str = ""
+    mqtt_key: str = ""
     mqtt_user: str = ""
     mqtt_password: str = ""
     mqtt_keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=65_535)] = 60

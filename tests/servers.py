@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,13 +95,14 @@ def mosquitto(
     max_queued: int = 1000,
     max_packet: int = 16 * 1024 * 1024,
     persistence: bool = False,
+    anonymous: bool = True,
     extra: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """A real mosquitto that lets anyone in; `extra` lines go to its configuration."""
+    """A real mosquitto that lets anyone in, unless told not to; `extra` lines go to its end."""
     port = port or free_port()
     lines = [
         f"listener {port} {HOST}",
-        "allow_anonymous true",
+        f"allow_anonymous {str(anonymous).lower()}",
         "set_tcp_nodelay true",
         f"persistence {str(persistence).lower()}",
         f"persistence_location {directory}/",
@@ -114,6 +115,16 @@ def mosquitto(
     config = directory / f"mosquitto-{port}.conf"
     config.write_text("\n".join(lines) + "\n")
     yield from _run((_program("mosquitto"), "-c", str(config)), port, directory, _accepts)
+
+
+def mosquitto_passwords(directory: Path, users: Mapping[str, str]) -> Path:
+    """A password file as mosquitto's own tool writes it."""
+    path = directory / "passwords"
+    path.touch(mode=0o600)
+    for user, password in users.items():
+        command = (_program("mosquitto_passwd"), "-b", str(path), user, password)
+        subprocess.run(command, check=True, capture_output=True)
+    return path
 
 
 @contextmanager

@@ -40,6 +40,15 @@ MqttPort = Annotated[int | None, typer.Option(help="Its port. [default: 1883]")]
 MqttUser = Annotated[
     str | None, typer.Option(help="User name; the password goes into FEDMQ_MQTT_PASSWORD.")
 ]
+MqttUrl = Annotated[
+    str | None,
+    typer.Option(help="In their place mqtt://, mqtts://, ws:// or wss://host:port/path."),
+]
+MqttCa = Annotated[
+    str | None, typer.Option(help="File: who vouches for the broker. [default: the system's]")
+]
+MqttCert = Annotated[str | None, typer.Option(help="File: the client certificate.")]
+MqttKey = Annotated[str | None, typer.Option(help="File: its key.")]
 Prefix = Annotated[str | None, typer.Option(help="First levels of topics. [default: fedmq/v1]")]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 

@@ -11,8 +11,12 @@ import typer
 
 from fedmq.commands.running import (
     Config,
+    MqttCa,
+    MqttCert,
     MqttHost,
+    MqttKey,
     MqttPort,
+    MqttUrl,
     MqttUser,
     Prefix,
     read_settings,
@@ -38,6 +42,10 @@ def tail(
     mqtt_host: MqttHost = None,
     mqtt_port: MqttPort = None,
     mqtt_user: MqttUser = None,
+    mqtt_url: MqttUrl = None,
+    mqtt_ca: MqttCa = None,
+    mqtt_cert: MqttCert = None,
+    mqtt_key: MqttKey = None,
     prefix: Prefix = None,
 ) -> None:
     """Print the training topics live, decoded: updates, receipts, models, metrics, events.
@@ -50,6 +58,10 @@ def tail(
         "mqtt_host": mqtt_host,
         "mqtt_port": mqtt_port,
         "mqtt_user": mqtt_user,
+        "mqtt_url": mqtt_url,
+        "mqtt_ca": mqtt_ca,
+        "mqtt_cert": mqtt_cert,
+        "mqtt_key": mqtt_key,
         "prefix": prefix,
     }
     settings = read_settings(MqttSettings, "mqtt", config, flags)
