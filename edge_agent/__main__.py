@@ -2,17 +2,17 @@
 
 import argparse
 import asyncio
-import importlib
 import logging
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from edge_agent.agent import Agent, entropy_of
+from edge_agent.agent import Agent
+from edge_agent.importing import imported
+from edge_agent.limits import apply_limits
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--state-dir", help="where updates and model are kept (default fedmq-state)")
     add("--resend-s", type=float, help="first pause before an update is sent again (default 10)")
     add("--seed", type=int, help="make the local training repeatable")
+    add("--provider", metavar="MODULE:FUNCTION", help="tells what the device is like now")
+    add("--watts", type=float, help="what it draws in training, for a budget of joules")
+    add("--nice", type=int, help="lower the process' priority by so much")
+    add("--threads", type=int, help="threads of linear algebra, at most")
+    add("--memory-mb", type=int, help="memory, at most")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
 
@@ -96,25 +101,17 @@ def _option(text: str) -> tuple[str, Option]:
 
 def load_trainer(path: str, options: dict[str, Option]) -> Trainer:
     """Import `module:Class` and make it. Raises ConfigError."""
-    module_name, colon, class_name = path.partition(":")
-    if not colon:
-        raise ConfigError("trainer", f"{path!r} must be module:Class")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        made: Any = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError("trainer", f"{path!r} cannot be imported: {exc}") from exc
+    made = imported("trainer", path)
     try:
         return cast("Trainer", made(**options))
     except (TypeError, ValueError, OSError) as exc:
-        raise ConfigError("option", f"{class_name} refuses its options: {exc}") from exc
+        name = path.partition(":")[2]
+        raise ConfigError("option", f"{name} refuses its options: {exc}") from exc
 
 
-async def _run(settings: AgentSettings) -> None:
-    trainer = load_trainer(settings.trainer, dict(settings.options))
+async def _run(settings: AgentSettings, trainer: Trainer) -> None:
     spool = Spool(Path(settings.state_dir) / settings.spool_name)
-    rng = random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311 - jitter only
-    agent = Agent(settings, trainer, spool, entropy=entropy_of(settings.seed), rng=rng)
+    agent = Agent(settings, trainer, spool)
     running = asyncio.ensure_future(agent.run())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
@@ -134,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         settings = _settings(parsed)
-        asyncio.run(_run(settings))
+        trainer = load_trainer(settings.trainer, dict(settings.options))
+        apply_limits(nice=settings.nice, threads=settings.threads, memory_mb=settings.memory_mb)
+        asyncio.run(_run(settings, trainer))
     except (ConfigError, OSError) as exc:
         print(f"fedmq-agent: {exc}", file=sys.stderr)  # noqa: T201 - a CLI speaks
         raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None

@@ -23,6 +23,7 @@ import numpy as np
 
 from edge_agent.compressor import compress
 from edge_agent.conditions.budget import seconds_of
+from edge_agent.conditions.looking import Unmet, looking
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import answered, local_bytes, read_only, with_local
 from edge_agent.settings import AgentSettings
@@ -32,7 +33,6 @@ from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
 from schemas.codecs import codec_by_name
-from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.evaluation import marked
 from schemas.messages import Manifest, ModelUpdate
@@ -49,9 +49,6 @@ OnCreated: TypeAlias = Callable[[Boot, Seq], None]
 
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
-
-Unmet: TypeAlias = Callable[[Conditions], Sequence[str]]
-"""Tells which conditions do not hold on this device now, a sentence each."""
 
 RETRY: Final = Backoff(30.0, 3600.0)
 """How long to wait after a trainer has failed, and failed again."""
@@ -121,7 +118,7 @@ class Agent:
         entropy: the generator for the n-th round of training; None: by the settings' seed.
         rng: for the jitter of the link; None: by the settings' seed.
         on_created: see OnCreated.
-        unmet: looks at the device before it trains; None: nothing is ever asked.
+        unmet: looks at the device before it trains; None: with all that this device has.
         connection: the user's own MQTT connection; None: the agent makes its own.
 
     Raises:
@@ -148,7 +145,7 @@ class Agent:
         # jitter only; the shell makes the generators that the core is given
         self._rng = rng or random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311
         self._on_created = on_created
-        self._unmet = unmet or (lambda _conditions: ())
+        self._unmet = unmet or looking(settings, trainer)
         self._connection = connection
         self._running: asyncio.Task[None] | None = None
         self._pulse = asyncio.Event()
@@ -418,7 +415,8 @@ class Agent:
         """What the trainer finds of the global model, as metrics of the update."""
         if not (spec.evaluate.devices and isinstance(self._trainer, Evaluator)):
             return {}
-        return marked(self._trainer.evaluate(tensors))
+        found = self._trainer.evaluate(tensors)
+        return {} if found is None else marked(found)
 
     def _spool_update(
         self,

@@ -55,9 +55,10 @@ class Trainer(Protocol):
 class Evaluator(Protocol):
     """A Trainer that can tell how good the global model is, on held-out data of this device."""
 
-    def evaluate(self, tensors: Mapping[str, NDArray[np.float32]]) -> Evaluation:
+    def evaluate(self, tensors: Mapping[str, NDArray[np.float32]]) -> Evaluation | None:
         """Measure named tensors (read-only float32 views): figures by name, such as `accuracy`.
 
-        Only sums over the fleet leave the server; at most 14 figures, names of 31 characters.
+        Only sums over the fleet leave the server; at most 15 figures, names of up to 31
+        characters. None: this device holds nothing out.
         """
         ...

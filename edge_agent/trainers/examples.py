@@ -46,6 +46,24 @@ def checked_examples(features: ArrayLike, labels: ArrayLike) -> Examples:
     return Examples(x, y)
 
 
+def split(examples: Examples, holdout: float) -> tuple[Examples, Examples | None]:
+    """Part examples into those to train on and those held out: every k-th, k about 1 / holdout.
+
+    Raises:
+        ValueError: the share is not within [0, 1), or leaves nothing on one side.
+    """
+    if not holdout:
+        return examples, None
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout is {holdout}: choose a share of at least 0 and below 1")
+    places = np.arange(len(examples))
+    held = np.floor((places + 1) * holdout) > np.floor(places * holdout)
+    if held.all() or not held.any():
+        raise ValueError(f"holdout {holdout} of {len(examples)} examples leaves one side empty")
+    x, y = examples.features, examples.labels
+    return Examples(x[~held], y[~held]), Examples(x[held], y[held])
+
+
 def _features(given: ArrayLike) -> NDArray[np.float32]:
     found = _real(given, "features")
     if found.ndim < 2:

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from schemas.params import Params
 from schemas.task import TrainOptions
 
+Enough: TypeAlias = Callable[[int], bool]
+"""Told how many steps were made: whether it is time to stop."""
+
 Gradient: TypeAlias = Callable[[Params, NDArray[np.int64]], Params]
 """(parameters, rows of the batch) -> a fresh vector, the gradient of the batch's mean loss."""
 
@@ -67,12 +70,25 @@ def batches(count: int, batch_size: int, rng: "np.random.Generator") -> Iterator
 
 
 def descend(
-    start: Params, gradient: Gradient, count: int, how: Descent, rng: "np.random.Generator"
+    start: Params,
+    gradient: Gradient,
+    count: int,
+    how: Descent,
+    rng: "np.random.Generator",
+    *,
+    enough: Enough = lambda _steps: False,
 ) -> Params:
-    """Go down from `start` over `count` examples; returns a fresh vector."""
+    """Go down from `start` over `count` examples; returns a fresh vector.
+
+    At least one step is made, and none after `enough` has said so.
+    """
     params, velocity = start.copy(), np.zeros_like(start)
+    steps = 0
     for _ in range(how.epochs):
         for rows in batches(count, how.batch_size, rng):
+            if steps and enough(steps):
+                return params
+            steps += 1
             slope = gradient(params, rows)
             slope += how.weight_decay * params + how.prox * (params - start)
             velocity *= how.momentum

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edge_agent.trainer import Trainer, TrainResult
 from edge_agent.trainers import MlpTrainer, SoftmaxTrainer, accuracy, cross_entropy
+from edge_agent.trainers.local_training import budget
 from schemas.initial import glorot, mlp_shapes
 from schemas.params import ParamSpec, TensorSpec, flatten, spec_of, unflatten
 from schemas.task import Option, TrainOptions
@@ -182,3 +183,32 @@ def test_each_trainer_names_the_other_for_tensors_that_are_not_its_own() -> None
         SoftmaxTrainer(X, Y).train(MLP, TrainOptions(), generator())
     with pytest.raises(ValueError, match="try SoftmaxTrainer"):
         MlpTrainer(X, Y).train(SOFTMAX, TrainOptions(), generator())
+
+
+def test_a_round_ends_after_its_steps_or_its_seconds() -> None:
+    seconds = iter([10.0, 10.0, 10.5, 11.0, 11.5])
+    by_time = budget(TrainOptions(seconds=1.0), lambda: next(seconds))
+    assert [by_time(steps) for steps in (1, 2, 3)] == [False, False, True]
+    by_steps = budget(TrainOptions(steps=2), lambda: 0.0)
+    assert [by_steps(steps) for steps in (1, 2, 3)] == [False, True, True]
+
+
+def test_what_is_held_out_is_measured_and_never_trained_on() -> None:
+    x = np.arange(20, dtype=np.float32).reshape(10, 2) / 20
+    y = np.array([0, 1] * 5)
+    trainer = SoftmaxTrainer(x, y, holdout=0.2)
+    tensors = {"W": np.zeros((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+    found = trainer.evaluate(tensors)
+    assert found is not None
+    assert found.num_examples == 2
+    assert found.metrics["loss"] == pytest.approx(np.log(2))
+    result = trainer.train(tensors, TrainOptions(), np.random.default_rng(0))
+    assert result.num_examples == 8
+    assert SoftmaxTrainer(x, y).evaluate(tensors) is None
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, 0.01])
+def test_a_share_that_leaves_one_side_empty_is_refused(holdout) -> None:
+    x, y = np.ones((10, 2), np.float32), np.zeros(10, int)
+    with pytest.raises(ValueError, match="holdout"):
+        SoftmaxTrainer(x, y, holdout=holdout)

@@ -95,3 +95,17 @@ def test_the_task_may_ask_for_momentum_decay_and_prox() -> None:
 def test_an_option_that_cannot_work_is_named(option: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         descent_of(TrainOptions(options=option))
+
+
+def test_nothing_is_done_after_it_is_enough_but_one_step_always_is() -> None:
+    how = Descent(epochs=3, batch_size=1, learning_rate=0.5)
+    told: list[int] = []
+
+    def after_two(steps: int) -> bool:
+        told.append(steps)
+        return steps >= 2
+
+    end = descend(ONES, bowl, 2, how, generator(), enough=after_two)
+    assert end.tolist() == [0.25] * 3
+    assert told == [1, 2]
+    assert descend(ONES, bowl, 2, how, generator(), enough=lambda _n: True).tolist() == [0.5] * 3

@@ -1,0 +1,79 @@
+"""Where readings come from on this device: a clock, the trainer, the user's own function."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from edge_agent.conditions.linux import linux
+from edge_agent.conditions.readings import Provider, Readings, first_known
+from edge_agent.conditions.systemd import systemd
+from schemas.errors import ConfigError
+
+CLOCK_SINCE_S: Final = 1_735_689_600.0  # 2025-01-01T00:00:00Z
+"""A clock that shows an earlier time was never set."""
+
+
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a user's function may tell."""
+
+    charging: bool | None = None
+    battery: float | None = None
+    unmetered: bool | None = None
+    temperature_c: float | None = None
+    hour: float | None = None
+    new_samples: int | None = None
+
+
+def clock(
+    unix_s: Callable[[], float] = time.time,
+    local: Callable[[float], time.struct_time] = time.localtime,
+) -> Provider:
+    """Tell the local hour; nothing when the clock was never set."""
+
+    def look() -> Readings:
+        now = unix_s()
+        if now < CLOCK_SINCE_S:
+            return Readings()
+        there = local(now)
+        return Readings(hour=there.tm_hour + there.tm_min / 60)
+
+    return look
+
+
+def samples_of(trainer: object) -> Provider:
+    """Ask the trainer how many examples are new, if it can tell."""
+
+    def look() -> Readings:
+        count = getattr(trainer, "new_samples", None)
+        return Readings(new_samples=int(count())) if callable(count) else Readings()
+
+    return look
+
+
+def told_by(function: Callable[[], Any]) -> Provider:
+    """A user's function, which returns a mapping with some of the readings.
+
+    Its provider raises ConfigError when it tells what is no reading.
+    """
+
+    def look() -> Readings:
+        told = function()
+        if isinstance(told, Readings):
+            return told
+        if not isinstance(told, Mapping):
+            raise ConfigError("provider", f"told {type(told).__name__}, must tell a mapping")
+        try:
+            found = msgspec.convert(dict(told), _Told)
+        except msgspec.ValidationError as exc:
+            raise ConfigError("provider", f"told what is no reading: {exc}") from exc
+        return Readings(**msgspec.structs.asdict(found))
+
+    return look
+
+
+def usual(trainer: object, function: Callable[[], Any] | None = None) -> Provider:
+    """All that can be asked on this device, the user's function first."""
+    asked = [told_by(function)] if function is not None else []
+    return first_known([*asked, samples_of(trainer), linux, systemd, clock()])

@@ -1,0 +1,21 @@
+"""The user's own code, by name: `module:name`."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ConfigError
+
+
+def imported(field: str, path: str) -> Any:
+    """Import `module:name`, also from the folder one stands in. Raises ConfigError."""
+    module_name, colon, name = path.partition(":")
+    if not colon:
+        raise ConfigError(field, f"{path!r} must be module:name")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(field, f"{path!r} cannot be imported: {exc}") from exc
