@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import cast
 
 from edge_agent.agent import Agent
+from edge_agent.exchange import exchange
 from edge_agent.importing import imported
 from edge_agent.limits import apply_limits
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
+from mqtt_session.address import address_of
 from schemas.errors import ConfigError
 from schemas.settings import load_settings
 from schemas.task import Option
@@ -31,6 +33,7 @@ The password only goes into the environment (FEDMQ_MQTT_PASSWORD) or the file.
 
 The trainer is a class with one method; fedmq-agent makes it with the --option values:
   train(tensors, options, rng) -> TrainResult(tensors, num_examples, metrics)
+For a device that is woken by cron, --once exchanges what there is and ends.
 Built in: edge_agent.trainers:SoftmaxTrainer and edge_agent.trainers:MlpTrainer (--option data=F.npz
 with arrays x and y).
 """
@@ -65,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--nice", type=int, help="lower the process' priority by so much")
     add("--threads", type=int, help="threads of linear algebra, at most")
     add("--memory-mb", type=int, help="memory, at most")
+    add("--once", action="store_true", help="wake, exchange, sleep: end after one exchange")
+    add("--within", type=float, default=120.0, help="seconds that it may take (default 120)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
 
@@ -73,7 +78,7 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
     flags: dict[str, object] = {
         name: value
         for name, value in vars(arguments).items()
-        if name not in {"option", "config", "log_level"}
+        if name not in {"option", "config", "log_level", "once", "within"}
     }
     if arguments.option:
         flags["options"] = dict(_option(text) for text in arguments.option)
@@ -123,6 +128,21 @@ async def _run(settings: AgentSettings, trainer: Trainer) -> None:
         spool.close()
 
 
+def _exchange(settings: AgentSettings, trainer: Trainer, within_s: float) -> None:
+    """One exchange; exit code 1 when the broker was not reached."""
+    try:
+        done = exchange(settings, trainer, within_s=within_s)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    version = "no model yet" if done.version is None else f"model version {done.version}"
+    why = f" ({done.resting})" if done.resting else ""
+    print(f"{version}, {done.settled} updates settled, {done.open} open{why}")  # noqa: T201
+    if not done.linked:
+        address = address_of(settings)
+        print(f"fedmq-agent: {address} was not reached within {within_s:g} s", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the agent. Exit code 2 for a configuration that cannot work."""
     parsed = _parser().parse_args(arguments)
@@ -133,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = _settings(parsed)
         trainer = load_trainer(settings.trainer, dict(settings.options))
         apply_limits(nice=settings.nice, threads=settings.threads, memory_mb=settings.memory_mb)
-        asyncio.run(_run(settings, trainer))
+        if parsed.once:
+            _exchange(settings, trainer, parsed.within)
+        else:
+            asyncio.run(_run(settings, trainer))
     except (ConfigError, OSError) as exc:
         print(f"fedmq-agent: {exc}", file=sys.stderr)  # noqa: T201 - a CLI speaks
         raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None

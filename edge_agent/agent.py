@@ -40,7 +40,7 @@ from schemas.names import Boot, DeviceId, Seq, TaskName, device_id, task_name
 from schemas.params import Params, base_digest, model_digest, travelling
 from schemas.task import TaskSpec, TrainOptions, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
-from schemas.wire import decode_manifest, encode_update
+from schemas.wire import decode_manifest, encode_manifest, encode_update
 
 log = logging.getLogger("fedmq.agent")
 
@@ -150,6 +150,7 @@ class Agent:
         self._running: asyncio.Task[None] | None = None
         self._pulse = asyncio.Event()
         self._resting = ""
+        self._rests_on: Adopted | None = None
         self._device: DeviceId = device_id(settings.device)
         self._task: TaskName = task_name(settings.task)
         self._topics = TaskTopics(checked_prefix(settings.prefix), self._task)
@@ -248,12 +249,24 @@ class Agent:
     @property
     def caught_up(self) -> bool:
         """Whether the newest model that counts for this device is adopted."""
-        return self._link.online and self._link.caught_up
+        if self._model is None or not self._link.caught_up:
+            return False
+        return self._spool.load("manifest") == encode_manifest(self._model.manifest)
 
     @property
     def resting(self) -> str:
-        """Why no round of training is under way; empty while one is."""
-        return self._resting
+        """Why nothing is trained from the model that is here; empty while that is not known."""
+        return self._resting if self._rests_on is self._model else ""
+
+    @property
+    def created(self) -> int:
+        """Updates that were ever created on this disk."""
+        return self._spool.created
+
+    @property
+    def replaced(self) -> int:
+        """Updates that were replaced before they were sent, on this disk."""
+        return self._spool.superseded
 
     @property
     def open_updates(self) -> int:
@@ -329,13 +342,13 @@ class Agent:
             else:
                 self._resting = ""
                 await self._train_on(model, spec)
-        self._resting = "it was told to stop"
+        self._resting, self._rests_on = "it was told to stop", self._model
         self._beat()
         await asyncio.Event().wait()  # the link lives on, for what is still open
 
     async def _rest(self, why: str, longest_s: float | None = None) -> None:
         """Wait for news, but not longer than this."""
-        self._resting = why
+        self._resting, self._rests_on = why, self._model
         self._beat()
         try:
             async with asyncio.timeout(longest_s):

@@ -127,6 +127,7 @@ class Link:
         await session.subscribe([*own, self._channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
+        await self._on_news()
         log.info("connected mqtt=%s", address_of(self._settings))
         if spec is None:
             log.info("waiting task=%s: nothing is published yet", self._settings.task)
@@ -212,8 +213,8 @@ class Link:
 
     @property
     def caught_up(self) -> bool:
-        """Whether this connection has told which model counts, and that model is here."""
-        return self._offers.counts is not None and self._wanted is None
+        """Whether this connection has told which model counts, and none has to be fetched."""
+        return self.online and self._offers.counts is not None and self._wanted is None
 
     def _stored_manifest(self) -> Manifest | None:
         raw = self._spool.load("manifest")

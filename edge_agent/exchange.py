@@ -1,0 +1,85 @@
+"""One exchange for a device that sleeps between: wake, send and fetch, train once, sleep.
+
+    from edge_agent.exchange import exchange
+    done = exchange(settings, trainer, within_s=60)
+
+What was trained at the last wake is sent first; the newest model is fetched and trained from when
+conditions hold; that update is sent in the same exchange. What has no Receipt when time is up stays
+on the disk for the next one.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from edge_agent.agent import Agent
+from edge_agent.conditions.looking import Unmet
+from edge_agent.link import Connection
+from edge_agent.settings import AgentSettings
+from edge_agent.spool import Spool
+from edge_agent.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What came of it.
+
+    Attributes:
+        linked: whether the broker was reached.
+        version: the model that is here now; None before the first.
+        settled: updates that got their Receipt.
+        open: updates that wait for the next exchange.
+        resting: why nothing more was trained, a sentence.
+    """
+
+    linked: bool
+    version: int | None
+    settled: int
+    open: int
+    resting: str
+
+
+def exchange(
+    settings: AgentSettings,
+    trainer: Trainer,
+    *,
+    within_s: float = 120.0,
+    spool: Spool | None = None,
+    unmet: Unmet | None = None,
+) -> Exchanged:
+    """Do one exchange and return, after `within_s` seconds at the latest (and a running round).
+
+    Not from within a running event loop: await `exchange_now` there.
+
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+    return asyncio.run(exchange_now(settings, trainer, within_s=within_s, spool=spool, unmet=unmet))
+
+
+async def exchange_now(
+    settings: AgentSettings,
+    trainer: Trainer,
+    *,
+    within_s: float = 120.0,
+    spool: Spool | None = None,
+    unmet: Unmet | None = None,
+    connection: Connection | None = None,
+) -> Exchanged:
+    """The same in a running event loop, on a connection of its own or the user's."""
+    agent = Agent(settings, trainer, spool, unmet=unmet, connection=connection)
+    linked, before = False, agent.open_updates
+    made, replaced = agent.created, agent.replaced
+    async with agent:
+        try:
+            async with asyncio.timeout(within_s):
+                await agent.until(lambda: agent.online)
+                linked = True
+                await agent.until(lambda: agent.caught_up)
+                await agent.until(lambda: bool(agent.resting))
+                agent.drain()
+                await agent.until(lambda: not agent.open_updates)
+        except TimeoutError:
+            agent.drain()
+        left = agent.open_updates
+        fresh = (agent.created - made) - (agent.replaced - replaced)
+        return Exchanged(linked, agent.version, before + fresh - left, left, agent.resting)
