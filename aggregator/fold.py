@@ -205,8 +205,7 @@ class Fold:
         state.codecs = tuple(sorted({*state.codecs, codec_id_of(spec)}))
         self._obey(spec)
         if strategy.views and not state.views:
-            state.bases.clear()  # the strategy mixes against published models: publish one now
-            state.proposed = None
+            self._publisher.begin_anew()  # it mixes against published models: publish one now
         self.changes.vectors.update(old.vectors.keys() | kept.keys())
         self._say_spec(spec)
 
@@ -310,7 +309,7 @@ class Fold:
         known = window.outcome(header.seq)
         if known:
             self.state.tally.duplicates += 1
-            record.duplicates += 1
+            record.duplicates += not record.banned
             self.changes.answers[arrived.device] = Answer(header.boot, header.seq, known)
             return
         outcome = self._decide(entry_id, arrived, header, record)
@@ -379,7 +378,8 @@ class Fold:
         """Fold a contribution; return its weight."""
         state = self.state
         assert self._strategy is not None  # noqa: S101 - set together with the standing
-        state.model, outcome = self._strategy.fold(state.model, contribution, state.views)
+        views = {version: state.views[version] for version in state.bases if state.views}
+        state.model, outcome = self._strategy.fold(state.model, contribution, views)
         self.changes.vectors |= outcome.changed
         if isinstance(outcome, Advanced):
             self._advanced()

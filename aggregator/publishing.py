@@ -134,6 +134,8 @@ class Publisher:
         state = self._state
         self._mark(version, "held")
         state.candidate = None
+        if version not in state.bases and state.views.pop(version, None) is not None:
+            self._ledger.changes.vectors.add(f"view:{version}")
         self._ledger.changes.candidate = True
         self._ledger.tell(ms, "held_back", held=version)
         return state.good if spec.gate.on_worse == "rollback" else None
@@ -177,7 +179,10 @@ class Publisher:
         if self._views:
             state.views[version] = params.copy()
             changes.vectors.add(f"view:{version}")
-        for old in sorted(state.views)[: max(0, len(state.views) - self._views)]:
+        # whoever trains now has nothing newer than the newest base: its view stays
+        needed = {version, max(state.bases, default=version)} if self._views else set()
+        spare = [v for v in sorted(state.views) if v not in needed]
+        for old in spare[: max(0, len(state.views) - self._views)]:
             del state.views[old]
             if self._views:
                 state.bases.pop(old, None)
@@ -242,13 +247,20 @@ class Publisher:
         """Live on in another epoch: no old base holds, and the model is published again."""
         state, changes = self._state, self._ledger.changes
         state.epoch = epoch
-        state.bases.clear()
-        state.candidate = state.proposed = None
+        self.begin_anew()
         for release in list(state.releases.values()):
             manifest = encode_manifest(replace(release.named, epoch=epoch))
-            status = "held" if release.status == "candidate" else release.status
-            self._keep(msgspec.structs.replace(release, manifest=manifest, status=status))
+            self._keep(msgspec.structs.replace(release, manifest=manifest))
         changes.pins |= state.pinned
+
+    def begin_anew(self) -> None:
+        """No old base holds, nothing waits: the model as it is now is published at once."""
+        state = self._state
+        if state.candidate is not None:
+            self._mark(state.candidate, "held")
+        state.bases.clear()
+        state.candidate = state.proposed = None
+        self._ledger.changes.candidate = True
 
 
 def _packed(spec: TaskSpec, epoch: Epoch, version: int, params: Params) -> tuple[Manifest, bytes]:

@@ -12,12 +12,36 @@ from hypothesis import strategies as st
 from laws import LEAN, generator
 
 from aggregator.fold import Answer, Fold, origin_state
+from schemas.codecs import codec_by_name
 from schemas.errors import InvariantError
-from schemas.log import HEAD_BYTES, Arrived, Entry, EntryId, SpecSet, Tick
+from schemas.log import (
+    HEAD_BYTES,
+    Arrived,
+    DeviceErased,
+    DeviceSet,
+    Entry,
+    EntryId,
+    EpochSet,
+    Evaluated,
+    ModelSet,
+    PhaseSet,
+    PinSet,
+    ReleaseSet,
+    SpecSet,
+    Tick,
+)
 from schemas.names import Boot, DeviceId, Seq, shard_of
 from schemas.outcomes import FOLDED, Reason, outcome_name
 from schemas.params import ParamSpec, TensorSpec, model_digest
-from schemas.task import LimitOptions, PublishOptions, StalenessOptions, spec_to_json
+from schemas.task import (
+    EvaluateOptions,
+    FinishOptions,
+    GateOptions,
+    LimitOptions,
+    PublishOptions,
+    StalenessOptions,
+    spec_to_json,
+)
 from schemas.wire import encode_update
 from tests.aggregator.world import (
     BOOT,
@@ -29,6 +53,7 @@ from tests.aggregator.world import (
     World,
     arrived,
     digest_of,
+    encoded,
     image,
     make_spec,
     newest,
@@ -196,15 +221,18 @@ def test_an_oversized_update_of_which_only_the_head_came_is_answered_by_its_numb
 
 def test_ten_thousand_refusals_leave_no_trace_in_the_state_but_one_counter():
     world = middle_of_a_task(DENSE)
+    world.append(arrived(b"\xc1"))  # from now on the sender has a record
     before = image(world.state)
     for serial in range(10_000):
         entry = Entry(EntryId(world.now_ms, serial + 1), arrived(b"\xc1"))
         world.fold.apply(entry)
     after = image(world.state)
-    assert world.state.tally.rejected == {"malformed": 10_000}
-    assert {k: v for k, v in after.items() if k != "small"} == {
-        k: v for k, v in before.items() if k != "small"
+    assert world.state.tally.rejected == {"malformed": 10_001}
+    counters = {"small", "devices"}
+    assert {k: v for k, v in after.items() if k not in counters} == {
+        k: v for k, v in before.items() if k not in counters
     }
+    assert before["devices"].keys() == after["devices"].keys()
 
 
 def test_bytes_without_a_header_do_not_take_the_place_of_a_better_answer():
@@ -531,11 +559,19 @@ def test_who_changes_to_fedasync_gets_a_base_that_can_be_mixed_against():
     assert world.state.tally.folded == 5
 
 
-def test_an_update_that_waited_through_a_change_of_codec_is_refused_by_name():
+def test_an_update_that_waited_through_a_change_of_codec_is_taken():
     world = World()
     waiting = encode_update(world.update(ONES))
     world.respecify(make_spec(codec="topk_int8"))
     world.append(arrived(waiting))
+    assert world.state.tally.folded == 1
+    assert np.array_equal(world.model, ramp() + 1)
+
+
+def test_a_codec_that_the_task_never_asked_for_is_refused_by_name():
+    world = World(make_spec(codec="topk_int8"))
+    delta = encoded("float32", ONES)
+    world.send(codec=codec_by_name("float32").codec_id, payload=delta)
     assert world.state.tally.rejected == {"wrong_codec": 1}
 
 
@@ -593,7 +629,44 @@ SPECS = [
     make_spec(name="fedasync", alpha=0.6, views=3, staleness=StalenessOptions("hinge", b=1.0)),
     make_spec(name="fedasync", alpha=0.3, views=2, publish=PublishOptions(every=2)),
     make_spec(codec="topk_int8", buffer_size=3, momentum=0.5, examples_unit=10),
+    make_spec(
+        evaluate=EvaluateOptions(min_devices=1),
+        gate=GateOptions("accuracy", canary=0.5, patience_s=0.1, on_worse="rollback"),
+        publish=PublishOptions(keep=3),
+    ),
+    make_spec(
+        name="fedasync",
+        views=4,
+        gate=GateOptions("loss", "lower", by="server", patience_s=0.3, on_silence="hold"),
+        finish=FinishOptions(metric="loss", better="lower", by="server", patience=2),
+    ),
 ]
+TAGS = ("north", "a")
+
+
+def decision(rng, numbers, world):
+    """Something that people, or the server's judge, may write into the log."""
+    device, version = rng.choice(DEVICES), rng.choice(list(world.state.releases))
+    figures = {"accuracy": rng.random(), "loss": rng.random()}
+    return rng.choice(
+        [
+            PhaseSet("running"),
+            PhaseSet("running"),
+            PhaseSet(rng.choice(("paused", "finished"))),
+            DeviceSet(device, banned=rng.random() < 0.3),
+            DeviceSet(device, tags=tuple(rng.sample(TAGS, rng.randrange(3)))),
+            DeviceErased(device),
+            DeviceSet(device, banned=False),
+            PinSet(rng.choice(TAGS), rng.choice((version, None))),
+            ModelSet(vector(numbers).tobytes(), version),
+            Evaluated(version, 10, figures),
+            Evaluated(world.state.candidate or version, 10, figures),
+            ReleaseSet(world.state.candidate or version, publish=rng.random() < 0.5),
+            EpochSet(world.state.epoch + 1),
+        ]
+    )
+
+
 DEVICES = [DeviceId(name) for name in "abc"]
 
 
@@ -608,7 +681,8 @@ def random_world(seed, steps):
         if dice < 0.50:
             base = rng.choice(list(world.state.bases))
             examples = rng.randrange(1, 20)
-            given = {"base_version": base, "num_examples": examples}
+            metrics = {"@": 5.0, "@accuracy": rng.random(), "@loss": rng.random()}
+            given = {"base_version": base, "num_examples": examples, "metrics": metrics}
             if rng.random() < 0.3:  # out of order: a hole stays, and is filled perhaps
                 given["seq"] = rng.randrange(1, world.seqs.get(device, 0) + 5)
             data = world.send(vector(numbers), device=device, **given)
@@ -619,11 +693,19 @@ def random_world(seed, steps):
         elif dice < 0.80 and sent:
             again, data = rng.choice(sent)
             world.append(arrived(data, device=again))
-        elif dice < 0.97:
+        elif dice < 0.90:
             world.tick(rng.randrange(1, 120))
+        elif dice < 0.97:
+            world.append(decision(rng, numbers, world))
         else:
             world.respecify(rng.choice(SPECS))
     return world
+
+
+EVENTS = {
+    *("joined", "rejected", "published", "proposed", "held_back", "rolled_back", "ignored"),
+    *("running", "paused", "finished", "banned", "allowed", "erased", "moved"),
+}
 
 
 @settings(LEAN, max_examples=120)
@@ -664,13 +746,16 @@ def test_a_crash_that_loses_what_was_not_committed_loses_nothing(seed):
 
 
 def test_the_random_logs_reach_everything():
-    seen, folded, duplicates = set(), 0, 0
+    seen, folded, duplicates, events = set(), 0, 0, set()
     for seed in range(100):
-        tally = random_world(seed, 60).state.tally
+        world = random_world(seed, 60)
+        tally = world.state.tally
+        events |= {event["event"] for event in world.changes().events}
         seen |= tally.rejected.keys()
         folded += tally.folded
         duplicates += tally.duplicates
     assert folded > 500
     assert duplicates > 100
+    assert events == EVENTS
     never = {"unknown_task", "wrong_shard"}
     assert {reason.name.lower() for reason in Reason} - never <= seen

@@ -23,6 +23,9 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
 from schemas.task import (
+    EvaluateOptions,
+    FinishOptions,
+    GateOptions,
     LimitOptions,
     PublishOptions,
     StalenessOptions,
@@ -51,15 +54,22 @@ def make_spec(
     codec: str = "float32",
     publish: PublishOptions | None = None,
     limits: LimitOptions | None = None,
+    evaluate: EvaluateOptions | None = None,
+    gate: GateOptions | None = None,
+    finish: FinishOptions | None = None,
+    params: ParamSpec = TENSORS,
     **strategy: Any,
 ) -> TaskSpec:
     """A task of 8 parameters."""
     return TaskSpec(
-        params=TENSORS,
+        params=params,
         strategy=options(**strategy),
         codec=CodecOptions(codec, density=0.5),
         publish=publish or PublishOptions(),
         limits=limits or LimitOptions(),
+        evaluate=evaluate or EvaluateOptions(),
+        gate=gate or GateOptions(),
+        finish=finish or FinishOptions(),
     )
 
 
@@ -115,6 +125,12 @@ class World:
     def digest(self) -> bytes:
         return model_digest(TENSORS.digest, self.model)
 
+    @property
+    def ones(self) -> Params:
+        """A delta of ones, as long as what travels."""
+        assert self.spec is not None
+        return np.ones(self.spec.params.wire_size, np.float32)
+
     def append(self, body: Body, *, after_ms: int = 1) -> None:
         """Write into the log, and fold."""
         self.now_ms += after_ms
@@ -139,15 +155,15 @@ class World:
         seq = given.pop("seq", highest + 1)
         self.seqs[device] = max(highest, seq)
         good = ModelUpdate(
-            epoch=EPOCH,
+            epoch=self.state.epoch,
             boot=BOOT,
             seq=Seq(seq),
             base_version=ModelVersion(base),
             base_digest=self.state.bases.get(base, 0),
-            spec_digest=TENSORS.short_digest,
+            spec_digest=self.spec.params.short_digest,
             codec=codec.codec_id,
             num_examples=1,
-            payload=encoded(codec.name, np.ones(SIZE, np.float32) if delta is None else delta),
+            payload=encoded(codec.name, self.ones if delta is None else delta),
         )
         return replace(good, **given)
 
