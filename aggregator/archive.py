@@ -194,4 +194,4 @@ def _map(data: bytes) -> dict[str, bytes]:
 
 def _bare(data: bytes) -> Any:
     """Plain MessagePack: maps, arrays, text and bytes, none longer than the data itself."""
-    return msgpack.unpackb(data, max_buffer_size=len(data), max_ext_len=0, strict_map_key=False)
+    return msgpack.unpackb(data, max_ext_len=0, strict_map_key=False)

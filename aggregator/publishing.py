@@ -55,7 +55,9 @@ class Publisher:
                 case "publish":
                     self._release(state.candidate, ms)
                 case "hold":
-                    return self._hold(spec, state.candidate, ms)
+                    back = self._hold(spec, state.candidate, ms)
+                    if back is not None:
+                        return back
                 case "wait":
                     return None
         if self._due(spec, ms):
