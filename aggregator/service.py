@@ -32,6 +32,9 @@ BATCH_BYTES: Final = 32 << 20
 PUBLISHED_BYTES: Final = 64 << 20
 """A batch ends early when so many bytes of models wait for their commit."""
 
+TIDY_S: Final = 30.0
+"""How often what is kept is held within its bounds."""
+
 TROUBLE_S: Final = 5.0
 """How long a task rests whose log or checkpoint cannot be read."""
 
@@ -52,7 +55,11 @@ async def serve(
     running: dict[str, asyncio.Task[None]] = {}
     try:
         while True:
-            for task in named or await _known_tasks(settings):
+            wanted = named or await _known_tasks(settings)
+            if wanted is not None:
+                gone = [running.pop(task) for task in set(running) - set(wanted)]
+                await end(gone)  # they were deleted
+            for task in wanted or ():
                 if task not in running:
                     name = f"fedmq.aggregator[{task}]"
                     judge = (evaluators or {}).get(task)
@@ -63,14 +70,15 @@ async def serve(
         await end(running.values())
 
 
-async def _known_tasks(settings: AggregatorSettings) -> Sequence[str]:
+async def _known_tasks(settings: AggregatorSettings) -> Sequence[str] | None:
+    """All tasks; None while Redis does not tell."""
     try:
         async with connect(settings.redis_url) as redis:
             members = await redis.smembers(TASKS)
         return sorted(task_name(as_bytes(member).decode()) for member in members)
     except (RedisError, OSError) as exc:
         log.warning("redis_unreachable error=%s", exc)
-        return ()
+        return None
 
 
 async def _keep_serving(
@@ -138,9 +146,12 @@ async def _fold_on(
     judge: Judge,
 ) -> NoReturn:
     lease_ms = round(settings.lease_s * 1000)
-    renewed = monotonic()
+    renewed, tidied = monotonic(), 0.0
     count = 16
     while True:
+        if monotonic() - tidied > TIDY_S:
+            await store.tidy(fold.state.cursor, settings)
+            tidied = monotonic()
         if monotonic() - renewed > settings.lease_s / 4:
             if not await store.hold(lease_ms):
                 raise StaleMemoryError

@@ -5,8 +5,24 @@ from typing import Annotated
 import msgspec
 
 from schemas.names import task_name
+from schemas.task import Option
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+_Bytes = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class JudgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who measures a task's versions on the server: `[aggregator.evaluate.TASK]`.
+
+    Attributes:
+        evaluator: `module:Class`; made once, then asked `evaluate(tensors)` for every version.
+        options: what its constructor is given.
+    """
+
+    evaluator: str
+    options: dict[str, Option] = {}
 
 
 class AggregatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,12 +33,22 @@ class AggregatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         tasks: comma-separated names; empty serves every task.
         lease_s: how long a silent aggregator keeps its tasks.
         log_keep_s: entries older than this are trimmed once folded; 0 keeps all.
+        log_keep_bytes: the oldest folded entries are trimmed above this size; 0 keeps all.
+        dead_keep_s: dead letters older than this are deleted; 0 keeps all.
+        dead_keep_bytes: the oldest dead letters are deleted above this size; 0 keeps all.
+        versions_keep: records of so many versions are kept.
+        evaluate: task -> who measures its versions on the server's own held-out set.
     """
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     tasks: str = ""
     lease_s: _Seconds = 5.0
     log_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
+    log_keep_bytes: _Bytes = 0
+    dead_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 30 * 86_400.0
+    dead_keep_bytes: _Bytes = 16 << 20
+    versions_keep: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    evaluate: dict[str, JudgeSettings] = {}
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from aggregator.checkpoint import (
     small_state,
     vector_from_bytes,
 )
+from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, DeadLetter, TaskState, origin_state
 from schemas.errors import InvariantError
 from schemas.keys import TaskKeys
@@ -40,6 +41,9 @@ from schemas.streams import stream_pairs
 COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
 DEAD_LETTERS_KEPT: Final = 4096
 """Dead letters kept a task: with their 4 KiB heads at most 16 MiB."""
+
+_SHRINK: Final = 64
+"""Entries that leave a stream at once when it is too large."""
 
 _HOLD_LUA: Final = """
 local holder = redis.call('GET', KEYS[1])
@@ -160,6 +164,35 @@ class TaskStore:
         """Write into the log, if there is one: a deadline that has passed, a version's figures."""
         fields: dict[Any, Any] = dict(to_fields(body))
         await self._redis.xadd(self._keys.log, fields, nomkstream=True)
+
+    async def tidy(self, cursor: EntryId, settings: AggregatorSettings) -> None:
+        """Keep log, dead letters and records of versions within their bounds.
+
+        Of the log nothing goes that was not folded.
+        """
+        keys = self._keys
+        if settings.dead_keep_s:
+            oldest = await self.now_ms() - round(settings.dead_keep_s * 1000)
+            await self._redis.xtrim(keys.dead, minid=str(max(0, oldest)), approximate=False)
+        if settings.dead_keep_bytes:
+            await self._shrink(keys.dead, settings.dead_keep_bytes, None)
+        if settings.log_keep_bytes:
+            await self._shrink(keys.log, settings.log_keep_bytes, cursor)
+        versions: Any = await self._redis.hkeys(keys.versions)
+        spare = sorted(versions, key=int)[: max(0, len(versions) - settings.versions_keep)]
+        if spare:
+            await self._redis.hdel(keys.versions, *spare)
+
+    async def _shrink(self, key: str, keep_bytes: int, until: EntryId | None) -> None:
+        """Drop a stream's oldest entries, none after `until`, while it is larger than this."""
+        while (await self._redis.memory_usage(key) or 0) > keep_bytes:
+            batch: Any = await self._redis.xrange(key, count=_SHRINK)
+            ids = [EntryId.parse(entry_id) for entry_id, _ in batch]
+            spare = [entry_id for entry_id in ids if until is None or entry_id <= until]
+            if not spare:
+                return
+            after = EntryId(spare[-1].ms, spare[-1].serial + 1)
+            await self._redis.xtrim(key, minid=str(after), approximate=False)
 
     async def commit(
         self, state: TaskState, changes: Changes, position: Position, *, log_keep_ms: int

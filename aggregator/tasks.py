@@ -210,7 +210,7 @@ async def task_status(redis: Redis, task: TaskName) -> dict[str, object] | None:
     return status
 
 
-async def version_records(redis: Redis, task: TaskName) -> list[dict[str, object]]:
+async def version_records(redis: Redis, task: TaskName) -> list[dict[str, Any]]:
     """Every version that was ever proposed, oldest first, as far as records are kept."""
     raw: Any = await redis.hgetall(TaskKeys(task).versions)
     return [msgspec.json.decode(raw[key]) for key in sorted(raw, key=int)]

@@ -6,21 +6,20 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from edge_agent.agent import Agent
 from edge_agent.exchange import exchange
-from edge_agent.importing import imported
+from edge_agent.importing import made
 from edge_agent.limits import apply_limits
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
 from mqtt_session.address import address_of
 from schemas.errors import ConfigError
-from schemas.settings import load_settings
-from schemas.task import Option
+from schemas.settings import load_settings, read_option
 
 _EPILOG = """\
 example:
@@ -81,7 +80,7 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
         if name not in {"option", "config", "log_level", "once", "within"}
     }
     if arguments.option:
-        flags["options"] = dict(_option(text) for text in arguments.option)
+        flags["options"] = dict(read_option(text) for text in arguments.option)
     try:
         text = Path(arguments.config).read_text() if arguments.config else ""
     except (OSError, UnicodeDecodeError) as exc:
@@ -89,29 +88,6 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
     return load_settings(
         AgentSettings, table="agent", file_text=text, environ=os.environ, flags=flags
     )
-
-
-def _option(text: str) -> tuple[str, Option]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError("option", f"{text!r} must be KEY=VALUE")
-    readers: tuple[Callable[[str], Option], ...] = (int, float)
-    for read in readers:
-        try:
-            return key, read(value)
-        except ValueError:
-            continue
-    return key, {"true": True, "false": False}.get(value.lower(), value)
-
-
-def load_trainer(path: str, options: dict[str, Option]) -> Trainer:
-    """Import `module:Class` and make it. Raises ConfigError."""
-    made = imported("trainer", path)
-    try:
-        return cast("Trainer", made(**options))
-    except (TypeError, ValueError, OSError) as exc:
-        name = path.partition(":")[2]
-        raise ConfigError("option", f"{name} refuses its options: {exc}") from exc
 
 
 async def _run(settings: AgentSettings, trainer: Trainer) -> None:
@@ -151,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         settings = _settings(parsed)
-        trainer = load_trainer(settings.trainer, dict(settings.options))
+        trainer = cast("Trainer", made("trainer", settings.trainer, settings.options))
         apply_limits(nice=settings.nice, threads=settings.threads, memory_mb=settings.memory_mb)
         if parsed.once:
             _exchange(settings, trainer, parsed.within)

@@ -5,13 +5,13 @@ defaults < file < environment < flags.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
 
 from schemas.errors import ConfigError
-from schemas.task import convert
+from schemas.task import Option, convert
 
 ENV_PREFIX: Final = "FEDMQ_"
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
@@ -48,6 +48,20 @@ def load_settings(
             values[name] = text
     values |= {name: value for name, value in flags.items() if value is not None}
     return _lax(values, kind)
+
+
+def read_option(text: str) -> tuple[str, Option]:
+    """Read `key=value`; a value is a number, a truth value, or else text. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError("option", f"{text!r} must be KEY=VALUE")
+    readers: tuple[Callable[[str], Option], ...] = (int, float)
+    for read in readers:
+        try:
+            return key, read(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _table(file_text: str, table: str) -> Mapping[str, object]:

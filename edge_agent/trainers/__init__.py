@@ -4,8 +4,8 @@ Pure mathematics: no clock, no log, no thread; the generator is an argument. The
 ever read (`data=mine.npz`) is read in `edge_agent.trainers.data`.
 """
 
-from edge_agent.trainers.evaluation import accuracy, cross_entropy, predict
+from edge_agent.trainers.evaluation import HeldOut, accuracy, cross_entropy, predict
 from edge_agent.trainers.mlp import MlpTrainer
 from edge_agent.trainers.softmax import SoftmaxTrainer
 
-__all__ = ["MlpTrainer", "SoftmaxTrainer", "accuracy", "cross_entropy", "predict"]
+__all__ = ["HeldOut", "MlpTrainer", "SoftmaxTrainer", "accuracy", "cross_entropy", "predict"]

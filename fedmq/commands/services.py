@@ -1,14 +1,17 @@
 """`fedmq bridge` and `fedmq aggregator`: the two processes of the server side."""
 
 import random
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from aggregator.judge import Evaluate
 from aggregator.service import serve as serve_aggregator
-from aggregator.settings import AggregatorSettings
+from aggregator.settings import AggregatorSettings, JudgeSettings
 from broker.bridge import serve as serve_bridge
 from broker.settings import BridgeSettings
+from edge_agent.importing import made
 from fedmq.commands.running import (
     Config,
     LogLevel,
@@ -24,6 +27,10 @@ from fedmq.commands.running import (
     read_settings,
     run,
 )
+from schemas.errors import ConfigError
+from schemas.names import task_name
+from schemas.settings import read_option
+from schemas.task import Option
 
 
 def bridge(
@@ -75,6 +82,13 @@ def aggregator(
     lease_s: Annotated[
         float | None, typer.Option(help="How long a silent aggregator keeps a task. [default: 5]")
     ] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK=MODULE:CLASS measures a task's versions on the server's own data."),
+    ] = None,
+    evaluate_option: Annotated[
+        list[str] | None, typer.Option(help="TASK.KEY=VALUE, for the constructor of that class.")
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Fold the logs into models and publish them through the outbox.
@@ -83,8 +97,51 @@ def aggregator(
     it, kill it, start it again; it goes on from the last commit and gets the same bits. Redis
     should run with appendfsync always, or Receipts promise less. Table [aggregator].
 
-    Example: fedmq aggregator --redis redis://10.0.0.5:6379/0
+    With --evaluate every version is measured before people and [gate] judge it; the class has one
+    method, evaluate(tensors) -> Evaluation. Built in: edge_agent.trainers:HeldOut.
+
+    Example: fedmq aggregator --evaluate pumps=edge_agent.trainers:HeldOut
+    --evaluate-option pumps.data=held-out.npz
     """
-    flags = {"redis_url": redis_url, "tasks": tasks, "lease_s": lease_s}
+    judges = _judges(evaluate or (), evaluate_option or ())
+    flags = {
+        "redis_url": redis_url,
+        "tasks": tasks,
+        "lease_s": lease_s,
+        "evaluate": judges or None,
+    }
     settings = read_settings(AggregatorSettings, "aggregator", config, flags)
-    run(serve_aggregator(settings), log_level)
+    evaluators = {
+        str(task_name(task)): _evaluate_of(judge) for task, judge in settings.evaluate.items()
+    }
+    run(serve_aggregator(settings, evaluators=evaluators), log_level)
+
+
+def _evaluate_of(judge: JudgeSettings) -> Evaluate:
+    """Make the user's evaluator. Raises ConfigError."""
+    evaluator = made("evaluate", judge.evaluator, judge.options)
+    evaluate: Evaluate | None = getattr(evaluator, "evaluate", None)
+    if evaluate is None:
+        raise ConfigError("evaluate", f"{judge.evaluator} has no method evaluate(tensors)")
+    return evaluate
+
+
+def _judges(named: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Put TASK=MODULE:CLASS and TASK.KEY=VALUE together. Raises ConfigError."""
+    judges: dict[str, dict[str, object]] = {}
+    given: dict[str, dict[str, Option]] = {}
+    for text in named:
+        task, equals, path = text.partition("=")
+        if not equals:
+            raise ConfigError("evaluate", f"{text!r} must be TASK=MODULE:CLASS")
+        given[task] = {}
+        judges[task] = {"evaluator": path, "options": given[task]}
+    for text in options:
+        task, dot, option = text.partition(".")
+        if not dot or task not in judges:
+            raise ConfigError(
+                "evaluate_option", f"{text!r} must be TASK.KEY=VALUE of an --evaluate"
+            )
+        key, value = read_option(option)
+        given[task][key] = value
+    return judges
