@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmq.commands import demo, device, lab_broker, metrics, model, services, tail, task
+from fedmq.commands import demo, device, health, lab_broker, metrics, model, services, tail, task
 from schemas.errors import ConfigError, FedmqError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("aggregator")(services.aggregator)
 app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)
 app.command("metrics")(metrics.metrics)
+app.command("health")(health.health)
 app.add_typer(task.app, name="task")
 app.add_typer(model.app, name="model")
 app.add_typer(device.app, name="device")

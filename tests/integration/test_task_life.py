@@ -425,8 +425,8 @@ async def test_a_deleted_task_leaves_nothing_on_the_broker(house) -> None:
     async with fleet(house, "gone", 2):
         await until(lambda: _phase(house, "gone", "finished"), "it finishes")
     await house.run("task", "delete", "gone", "--yes")
-    client = redis_py.Redis(port=house.redis.port)
-    await until(lambda: asyncio.to_thread(lambda: not client.keys("fedmq:{gone}:*")), "cleared")
+    there = redis_py.Redis(port=house.redis.port)
+    await until(lambda: asyncio.to_thread(lambda: not there.keys("fedmq:{gone}:*")), "cleared")
     left = []
     async with asyncio.timeout(20), aiomqtt.Client("127.0.0.1", house.broker.port) as client:
         await client.subscribe("fedmq/v1/gone/#", qos=1)
