@@ -1,7 +1,7 @@
 """The lab broker on a TCP port: a thin shell around `broker.lab.core`.
 
-    async with LabBroker(port=1883) as broker:
-        print(broker.port)
+    async with LabBroker(port=1883, ws_port=8083) as broker:
+        print(broker.port, broker.ws_port)
 
 It reads, writes, keeps the time and logs; it decides nothing. Refuses to guard anything: whoever
 reaches the port may do everything, so it belongs on loopback or in a closed lab.
@@ -13,11 +13,14 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import count
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from broker.lab.core import Close, Core, Send, Stats
 from broker.lab.limits import Limits
 from broker.lab.packets import ProtocolError, Reader
+
+if TYPE_CHECKING:
+    from broker.lab.websocket import Framing
 
 _log = logging.getLogger("fedmq.lab_broker")
 
@@ -30,12 +33,19 @@ class LabBroker:
     """An MQTT 3.1.1 broker for laptops, demos and tests; it runs while its context is open."""
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, limits: Limits | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        ws_port: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.host = host
         self._wanted_port = port
+        self._wanted_ws_port = ws_port
         self._switchboard = _Switchboard(limits or Limits())
         self._server: asyncio.Server | None = None
+        self._ws_server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -44,6 +54,13 @@ class LabBroker:
         if self._server is None:
             raise RuntimeError("the lab broker is not running")
         return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def ws_port(self) -> int | None:
+        """The WebSocket port; None when there is none."""
+        if self._ws_server is None:
+            return None
+        return int(self._ws_server.sockets[0].getsockname()[1])
 
     @property
     def stats(self) -> Stats:
@@ -56,11 +73,23 @@ class LabBroker:
         self._server = await loop.create_server(
             lambda: _Connection(self._switchboard), self.host, self._wanted_port
         )
+        if self._wanted_ws_port is not None:
+            self._ws_server = await self._listen_for_websockets(self._wanted_ws_port)
         self._ticker = loop.call_later(_TICK_S, self._tick)
         if not _is_loopback(self.host):
             _log.warning("lab_broker_unguarded host=%s: no authentication, for labs", self.host)
         _log.info("lab_broker_listening host=%s port=%d", self.host, self.port)
         return self
+
+    async def _listen_for_websockets(self, port: int) -> asyncio.Server:
+        from broker.lab.websocket import Framing  # noqa: PLC0415 - only who wants them loads it
+
+        max_packet = self._switchboard.limits.max_packet
+
+        def connection() -> "_Connection":
+            return _WebSocket(self._switchboard, Framing(max_packet=max_packet))
+
+        return await asyncio.get_running_loop().create_server(connection, self.host, port)
 
     async def __aexit__(
         self,
@@ -69,13 +98,15 @@ class LabBroker:
         traceback: TracebackType | None,
     ) -> None:
         """Stop listening and drop every connection; sessions and retained messages are gone."""
-        server, self._server = self._server, None
-        if server is None or self._ticker is None:
-            return
-        self._ticker.cancel()
-        server.close()
+        servers = [each for each in (self._server, self._ws_server) if each is not None]
+        self._server = self._ws_server = None
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for server in servers:
+            server.close()
         await self._switchboard.hang_up()
-        await server.wait_closed()
+        for server in servers:
+            await server.wait_closed()
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
@@ -217,6 +248,35 @@ class _Connection(asyncio.Protocol):
         if self.transport.get_write_buffer_size():
             loop = asyncio.get_running_loop()
             loop.call_later(_CLOSE_GRACE_S, self.transport.abort)
+
+
+class _WebSocket(_Connection):
+    """The same inside WebSocket frames."""
+
+    def __init__(self, switchboard: _Switchboard, framing: "Framing") -> None:
+        super().__init__(switchboard)
+        self._framing = framing
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._framing.received(data):
+            super().data_received(payload)
+        self._send()
+
+    def write(self, data: bytes) -> int:
+        self._framing.framed(data)
+        return self._send()
+
+    def close(self) -> None:
+        self._framing.closing()
+        self._send()
+        super().close()
+
+    def _send(self) -> int:
+        data, last = self._framing.to_send()
+        waiting = super().write(data) if data else self.transport.get_write_buffer_size()
+        if last:
+            super().close()
+        return waiting
 
 
 def _now() -> float:

@@ -18,6 +18,10 @@ def lab_broker(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="The port; 0 takes a free one and prints it.")
     ] = 1883,
+    ws_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Listen for WebSockets too, at this port."),
+    ] = None,
     max_packet: Annotated[
         int, typer.Option(min=1, max=LIMITS.max_packet, help="Largest packet, in bytes.")
     ] = LIMITS.max_packet,
@@ -36,10 +40,13 @@ def lab_broker(
     Example: fedmq lab-broker --port 1883
     """
     limits = Limits(max_packet=max_packet, max_inflight=max_inflight, max_queued=max_queued)
-    run(_serve(host, port, limits), log_level)
+    run(_serve(host, port, ws_port, limits), log_level)
 
 
-async def _serve(host: str, port: int, limits: Limits) -> None:
-    async with LabBroker(host=host, port=port, limits=limits) as broker:
-        typer.echo(f"lab broker on {host}:{broker.port} - for labs only: no users, no TLS, no disk")
+async def _serve(host: str, port: int, ws_port: int | None, limits: Limits) -> None:
+    async with LabBroker(host=host, port=port, ws_port=ws_port, limits=limits) as broker:
+        where = f"{host}:{broker.port}"
+        if broker.ws_port is not None:
+            where += f" and ws://{host}:{broker.ws_port}/mqtt"
+        typer.echo(f"lab broker on {where} - for labs only: no users, no TLS, no disk")
         await asyncio.Event().wait()
