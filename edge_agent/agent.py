@@ -13,71 +13,37 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 import msgspec
 import numpy as np
 
-from edge_agent.compressor import compress
-from edge_agent.conditions.budget import seconds_of
 from edge_agent.conditions.looking import Unmet, looking
 from edge_agent.link import Connection, Link
-from edge_agent.local_model import answered, local_bytes, read_only, with_local
+from edge_agent.local_model import read_only, with_local
+from edge_agent.rounds import Adopted, Entropy, OnCreated, Round, Rounds, entropy_of
 from edge_agent.settings import AgentSettings
-from edge_agent.spool import Base, Spool
-from edge_agent.trainer import Evaluator, Trainer, TrainResult
+from edge_agent.spool import Spool
+from edge_agent.trainer import Trainer
 from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
-from schemas.codecs import codec_by_name
 from schemas.errors import ConfigError
-from schemas.evaluation import marked
-from schemas.messages import Manifest, ModelUpdate
-from schemas.names import Boot, DeviceId, Seq, TaskName, device_id, task_name
-from schemas.params import Params, base_digest, model_digest, travelling
-from schemas.task import TaskSpec, TrainOptions, device_spec_from_json
+from schemas.messages import Manifest
+from schemas.names import DeviceId, TaskName, device_id, task_name
+from schemas.params import Params, model_digest
+from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
-from schemas.wire import decode_manifest, encode_manifest, encode_update
+from schemas.watch import DeviceState
+from schemas.wire import decode_manifest, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
 
-OnCreated: TypeAlias = Callable[[Boot, Seq], None]
-"""Told of every update that was created, after it is safe on the disk."""
-
-Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
-"""Gives the generator of one round of training, by its number."""
-
 RETRY: Final = Backoff(30.0, 3600.0)
 """How long to wait after a trainer has failed, and failed again."""
-
-METRICS_MAX: Final = 16
-"""Metrics that an update may carry (docs/wire.md, section 3)."""
-
-
-def entropy_of(seed: int) -> Entropy:
-    """Generators for rounds of training: repeatable with a seed, the machine's own below 0."""
-
-    def generator(number: int) -> "np.random.Generator":
-        # the shell makes the generators that the core is given
-        return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
-
-    return generator
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """The model that this device trains from."""
-
-    manifest: Manifest
-    params: Params
-
-    @property
-    def base(self) -> Base:
-        """Its epoch and version."""
-        return self.manifest.epoch, self.manifest.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +59,6 @@ class GlobalModel:
     epoch: int
     version: int
     tensors: Mapping[str, Params]
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Where training on one base stands: the local model, and the update that holds it.
-
-    `found` is what the base was found worth before it was trained from.
-    """
-
-    params: Params
-    number: int = 0
-    seq: Seq | None = None
-    found: Mapping[str, float] = field(default_factory=dict)
 
 
 class Agent:
@@ -138,13 +91,10 @@ class Agent:
         connection: Connection | None = None,
     ) -> None:
         self._settings = settings
-        self._trainer = trainer
         self._owns_spool = spool is None
         self._spool = spool or Spool(Path(settings.state_dir) / settings.spool_name)
-        self._entropy = entropy or entropy_of(settings.seed)
         # jitter only; the shell makes the generators that the core is given
         self._rng = rng or random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311
-        self._on_created = on_created
         self._unmet = unmet or looking(settings, trainer)
         self._connection = connection
         self._running: asyncio.Task[None] | None = None
@@ -157,8 +107,13 @@ class Agent:
         self._news = asyncio.Event()
         self._spec: TaskSpec | None = None
         self._model: Adopted | None = None
-        self._residual: Params | None = None
-        self._rounds = self._spool.created
+        self._rounds = Rounds(
+            trainer,
+            self._spool,
+            entropy=entropy or entropy_of(settings.seed),
+            watts=settings.watts,
+            on_created=on_created,
+        )
         self._draining = False
         self._failures = 0
         self._link = Link(
@@ -168,8 +123,6 @@ class Agent:
     async def run(self) -> None:
         """Take part until cancelled."""
         await self._reload()
-        raw = self._spool.load("residual")
-        self._residual = None if raw is None else np.frombuffer(raw, dtype="<f4")
         await together(self._keep_linked(), self._keep_training())
 
     def drain(self) -> None:
@@ -283,7 +236,7 @@ class Agent:
         if self._connection is not None:
             return nullcontext(self._connection)
         state = self._topics.state(self._device)
-        will = Will(state, msgspec.json.encode({"online": False, "boot": self._spool.boot}))
+        will = Will(state, msgspec.json.encode(DeviceState(online=False, boot=self._spool.boot)))
         return connect(self._settings, client_id=self._device, clean=True, will=will)
 
     # -- the model -------------------------------------------------------------------------
@@ -337,7 +290,7 @@ class Agent:
             elif not self._spool.has_room:
                 log.warning("outbox_full: 64 updates wait for their Receipt")
                 await self._rest("64 updates wait for their Receipt")
-            elif unmet := await asyncio.to_thread(self._unmet, spec.train.when):
+            elif unmet := await self._times_are_bad(spec):
                 await self._wait_for_better_times(unmet)
             else:
                 self._resting = ""
@@ -357,6 +310,10 @@ class Agent:
             return
         self._news.clear()
 
+    async def _times_are_bad(self, spec: TaskSpec) -> Sequence[str]:
+        """What speaks against training now, a sentence each."""
+        return await asyncio.to_thread(self._unmet, spec.train.when)
+
     async def _wait_for_better_times(self, unmet: Sequence[str]) -> None:
         """Look again later, or when there is news; say why only when it is another reason."""
         why = "; ".join(unmet)
@@ -366,15 +323,17 @@ class Agent:
 
     async def _train_on(self, model: Adopted, spec: TaskSpec) -> None:
         """Train from one base; go on while the update is unsent and no newer model is here."""
-        before = self._residual
+        before = self._rounds.residual
         state = Round(model.params)
         while state.number < spec.train.rounds_per_base and self._model is model:
             if self._draining:
                 return
             if state.seq is not None and not self._spool.is_unsent(state.seq):
                 return
+            if state.number and await self._times_are_bad(spec):
+                return
             try:
-                state = await asyncio.to_thread(self._one_round, model, spec, state, before)
+                state = await asyncio.to_thread(self._rounds.one, model, spec, state, before)
             except ConfigError:
                 raise
             except Exception as exc:
@@ -391,88 +350,3 @@ class Agent:
             self._beat()
             if self._link.online:
                 return
-
-    def _one_round(
-        self, model: Adopted, spec: TaskSpec, state: Round, before: Params | None
-    ) -> Round:
-        """One round of local training, and its update into the spool. In a worker thread."""
-        rng = self._entropy(self._rounds)
-        self._rounds += 1
-        start = state.params
-        if not state.number:
-            start = with_local(spec.params, start, self._spool.local())
-        tensors = read_only(spec.params, start)
-        found = self._evaluated(spec, tensors) if not state.number else state.found
-        result = self._trainer.train(tensors, self._options(spec), rng)
-        params = answered(spec.params, model.params, result.tensors)
-        seq = self._spool_update(
-            model,
-            spec,
-            result,
-            params=params,
-            before=before,
-            replaces=state.seq,
-            found=found,
-            rng=rng,
-        )
-        if seq is None:  # the round before was sent while this one ran: it stays alone
-            return state
-        self._on_created(self._spool.boot, seq)
-        return Round(params, state.number + 1, seq, found)
-
-    def _options(self, spec: TaskSpec) -> TrainOptions:
-        """What the task asks of the trainer, with energy as time."""
-        return seconds_of(spec.train, self._settings.watts)
-
-    def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
-        """What the trainer finds of the global model, as metrics of the update."""
-        if not (spec.evaluate.devices and isinstance(self._trainer, Evaluator)):
-            return {}
-        found = self._trainer.evaluate(tensors)
-        return {} if found is None else marked(found)
-
-    def _spool_update(
-        self,
-        model: Adopted,
-        spec: TaskSpec,
-        result: TrainResult,
-        *,
-        params: Params,
-        before: Params | None,
-        replaces: Seq | None,
-        found: Mapping[str, float],
-        rng: "np.random.Generator",
-    ) -> Seq | None:
-        codec = codec_by_name(spec.codec.name)
-        delta = travelling(spec.params, params) - travelling(spec.params, model.params)
-        sent = compress(delta, before, codec, spec.codec, rng)
-        room = METRICS_MAX - len(found)
-        metrics = dict(list(result.metrics.items())[:room]) | dict(found)
-
-        def write(seq: Seq) -> bytes:
-            return encode_update(
-                ModelUpdate(
-                    epoch=model.manifest.epoch,
-                    boot=self._spool.boot,
-                    seq=seq,
-                    base_version=model.manifest.version,
-                    base_digest=base_digest(model.manifest.model_digest),
-                    spec_digest=spec.params.short_digest,
-                    codec=codec.codec_id,
-                    num_examples=result.num_examples,
-                    payload=sent.payload,
-                    metrics=metrics,
-                )
-            )
-
-        left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
-        seq = self._spool.put(
-            write,
-            base=model.base,
-            residual=left,
-            replaces=replaces,
-            local=local_bytes(spec.params, params),
-        )
-        if seq is not None:
-            self._residual = sent.residual
-        return seq

@@ -28,6 +28,7 @@ from schemas.names import DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, outcome_name
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
+from schemas.watch import DeviceState
 from schemas.window import is_settled
 from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 
@@ -114,7 +115,7 @@ class Link:
                 await self._say_state(session, online=False)
 
     async def _say_state(self, session: Connection, *, online: bool) -> None:
-        state = msgspec.json.encode({"online": online, "boot": self._spool.boot})
+        state = msgspec.json.encode(DeviceState(online, self._spool.boot))
         await session.publish(self._topics.state(self._device), state, retain=True)
 
     async def _act(self, session: Connection) -> None:

@@ -9,6 +9,12 @@ from edge_agent.conditions.readings import Readings
 
 SYS: Final = Path("/sys/class")
 
+_EXTERNAL: Final = ("Mains", "USB", "Wireless")
+"""Types of supply that are external power; older kernels tell USB's kinds apart, as USB_PD."""
+
+_ONLINE: Final = ("1", "2")
+"""2: of programmable voltage."""
+
 
 def linux(root: Path = SYS) -> Readings:
     """Read power supplies and thermal zones.
@@ -23,19 +29,20 @@ def _power(folder: Path) -> tuple[bool | None, float | None]:
     """(whether on external power, charge): None where it cannot be told."""
     if not folder.is_dir():
         return None, None
-    batteries = [s for s in _supplies(folder, "Battery") if _text(s / "scope") != "Device"]
+    batteries = [each for each in _supplies(folder, "Battery") if _text(each / "present") != "0"]
     if not batteries:
         return True, 1.0
-    online = [_text(supply / "online") for supply in _supplies(folder, "Mains", "USB")]
-    states = [_text(battery / "status") for battery in batteries]
-    charging = "1" in online or bool({"Charging", "Full"} & set(states))
+    online = any(_text(each / "online") in _ONLINE for each in _supplies(folder, *_EXTERNAL))
+    charging = online or any(_text(b / "status") in {"Charging", "Full"} for b in batteries)
     charges = [int(text) for b in batteries if (text := _text(b / "capacity")).isdecimal()]
     return charging, min(charges) / 100 if charges else None
 
 
 def _supplies(folder: Path, *kinds: str) -> Iterator[Path]:
+    """The machine's own supplies of these types; not those of a mouse."""
     for supply in sorted(folder.iterdir()):
-        if _text(supply / "type") in kinds:
+        kind = _text(supply / "type").partition("_")[0]
+        if kind in kinds and _text(supply / "scope") != "Device":
             yield supply
 
 

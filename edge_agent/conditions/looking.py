@@ -1,4 +1,8 @@
-"""Looking at this device for what a task and the device's owner ask."""
+"""Looking at this device for what a task and the device's owner ask: both must hold.
+
+Looking may fail, as a sensor may: then nothing is trained, the reason is told, and it is tried
+again. Only what can never work (ConfigError) ends the agent.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -8,6 +12,7 @@ from edge_agent.conditions.readings import unmet
 from edge_agent.importing import imported
 from edge_agent.settings import AgentSettings
 from schemas.conditions import Conditions
+from schemas.errors import ConfigError
 
 Unmet: TypeAlias = Callable[[Conditions], Sequence[str]]
 """Tells which of a task's conditions, and the owner's, do not hold now: a sentence each."""
@@ -21,7 +26,12 @@ def looking(settings: AgentSettings, trainer: object) -> Unmet:
     def look(asked: Conditions) -> list[str]:
         if asked == settings.when == Conditions():
             return []
-        now = provider()
+        try:
+            now = provider()
+        except ConfigError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - user's code; the sentence goes to the log
+            return [f"the device cannot be looked at: {type(exc).__name__}: {exc}"]
         return list(dict.fromkeys([*unmet(asked, now), *unmet(settings.when, now)]))
 
     return look

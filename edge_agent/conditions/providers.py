@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,15 @@ from schemas.errors import ConfigError
 
 CLOCK_SINCE_S: Final = 1_735_689_600.0  # 2025-01-01T00:00:00Z
 """A clock that shows an earlier time was never set."""
+
+
+_BOUNDS: Final = {
+    "battery": (0.0, 1.0),
+    "temperature_c": (-273.15, 10_000.0),
+    "hour": (0.0, 24.0),
+    "new_samples": (0, 1 << 62),
+}
+"""What a sensor may say; a percentage or NaN would pass for a full battery."""
 
 
 class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,22 +65,32 @@ def samples_of(trainer: object) -> Provider:
 def told_by(function: Callable[[], Any]) -> Provider:
     """A user's function, which returns a mapping with some of the readings.
 
-    Its provider raises ConfigError when it tells what is no reading.
+    Its provider raises ConfigError when it tells what is no reading, naming the key, and
+    ValueError when a sensor says what cannot be.
     """
 
     def look() -> Readings:
         told = function()
         if isinstance(told, Readings):
-            return told
+            told = asdict(told)
         if not isinstance(told, Mapping):
             raise ConfigError("provider", f"told {type(told).__name__}, must tell a mapping")
         try:
             found = msgspec.convert(dict(told), _Told)
         except msgspec.ValidationError as exc:
             raise ConfigError("provider", f"told what is no reading: {exc}") from exc
-        return Readings(**msgspec.structs.asdict(found))
+        return _possible(Readings(**msgspec.structs.asdict(found)))
 
     return look
+
+
+def _possible(now: Readings) -> Readings:
+    """The same readings. Raises ValueError: one of them cannot be."""
+    for name, (low, high) in _BOUNDS.items():
+        value = getattr(now, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} is {value}, must be {low:g} to {high:g}")
+    return now
 
 
 def usual(trainer: object, function: Callable[[], Any] | None = None) -> Provider:

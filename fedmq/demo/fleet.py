@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.agent import Agent, entropy_of
+from edge_agent.agent import Agent
+from edge_agent.rounds import entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainers import MlpTrainer

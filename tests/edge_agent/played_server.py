@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import servers
 
-from edge_agent.agent import Agent, entropy_of
+from edge_agent.agent import Agent
+from edge_agent.rounds import entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import TrainResult

@@ -206,6 +206,27 @@ async def test_a_device_trains_when_its_conditions_hold(mosquitto, tmp_path) -> 
             assert (await server.update()).base_version == 1
 
 
+async def test_conditions_are_looked_at_before_every_round(mosquitto, tmp_path) -> None:
+    """Without a link it trains on and on from one model; here the charger goes after two."""
+    rounds = Tiny()
+
+    def unmet(asked: Conditions) -> list[str]:
+        return ["not charging"] if asked.charging and len(rounds.started_from) == 2 else []
+
+    asked = TrainOptions(rounds_per_base=1000, when=Conditions(charging=True))
+    model, spool = Model(1), Spool(tmp_path / "spool.sqlite")
+    spec = TaskSpec(SPEC.params, codec=SPEC.codec, train=asked)
+    spool.save(
+        spec=spec_to_json(spec),
+        manifest=encode_manifest(model.manifest),
+        params=model.params.tobytes(),
+    )
+    nowhere = settings(mosquitto, tmp_path, mqtt_port=servers.free_port())
+    async with Agent(nowhere, rounds, spool, unmet=unmet) as agent:
+        await agent.until(lambda: agent.resting == "this model was trained from")
+        assert (len(rounds.started_from), agent.created) == (2, 2)
+
+
 @dataclass
 class Judging(Tiny):
     """A trainer with examples held out."""

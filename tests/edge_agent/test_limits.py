@@ -23,12 +23,44 @@ print(os.nice(0) - before, max(info["num_threads"] for info in threadpool_info()
 """
 
 
-def shown(nice: int = 0, threads: int = 0, memory_mb: int = 0) -> list[str]:
-    code = SHOW.format(nice=nice, threads=threads, memory_mb=memory_mb)
+FULL = """
+import numpy as np
+from edge_agent.limits import apply_limits
+apply_limits(nice=0, threads=1, memory_mb=400)
+a = np.ones((400, 400), dtype=np.float32)
+out = np.empty_like(a)
+kept = []
+try:
+    while True:
+        kept.append(np.empty(1 << 20, dtype=np.uint8))
+except MemoryError:
+    np.matmul(a, a, out=out)
+    print("lives", out[0, 0])
+"""
+
+REFUSED = """
+import os
+import resource
+from edge_agent.limits import apply_limits
+from schemas.errors import ConfigError
+before = os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)
+try:
+    apply_limits(**{{"nice": 0, "threads": 0, "memory_mb": 0}} | {given})
+except ConfigError as exc:
+    print(exc.field, before == (os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)))
+"""
+
+
+def run(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=servers.ROOT
     )
-    return done.stdout.split(maxsplit=2)
+    return done.stdout.strip()
+
+
+def shown(nice: int = 0, threads: int = 0, memory_mb: int = 0) -> list[str]:
+    code = SHOW.format(nice=nice, threads=threads, memory_mb=memory_mb)
+    return run(code).split(maxsplit=2)
 
 
 def test_the_priority_is_lowered():
@@ -42,3 +74,15 @@ def test_linear_algebra_gets_so_many_threads():
 @pytest.mark.parametrize(("memory_mb", "told"), [(0, "had it"), (512, "MemoryError")])
 def test_who_wants_more_memory_gets_an_error_and_lives_on(memory_mb, told):
     assert shown(memory_mb=memory_mb)[2].strip() == told
+
+
+def test_the_first_product_when_memory_is_full_does_not_end_the_process():
+    assert run(FULL) == "lives 400.0"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("nice", -5), ("threads", -1), ("memory_mb", -1), ("memory_mb", 5), ("memory_mb", 1 << 50)],
+)
+def test_a_limit_that_cannot_hold_is_refused_by_name_and_changes_nothing(field, value):
+    assert run(REFUSED.format(given={field: value})) == f"{field} True"

@@ -34,11 +34,30 @@ def test_a_laptop_on_its_battery(sys_class):
     assert linux(sys_class) == Readings(charging=False, battery=0.63)
 
 
-@pytest.mark.parametrize("kind", ["Mains", "USB"])
+@pytest.mark.parametrize("kind", ["Mains", "USB", "USB_PD", "Wireless"])
 def test_external_power_counts_as_charging_even_when_the_battery_rests(sys_class, kind):
     supply(sys_class, "AC", type=kind, online="1")
     supply(sys_class, "BAT0", type="Battery", status="Not charging", capacity="80")
     assert linux(sys_class).charging is True
+
+
+def test_a_supply_of_programmable_voltage_is_external_power(sys_class):
+    supply(sys_class, "typec", type="USB", online="2")
+    supply(sys_class, "BAT0", type="Battery", status="Not charging", capacity="80")
+    assert linux(sys_class).charging is True
+
+
+def test_the_charger_of_a_mouse_does_not_charge_the_machine(sys_class):
+    supply(sys_class, "dock", type="USB", scope="Device", online="1")
+    supply(sys_class, "BAT0", type="Battery", status="Discharging", capacity="80")
+    assert linux(sys_class).charging is False
+
+
+def test_an_empty_bay_is_no_battery(sys_class):
+    supply(sys_class, "BAT1", type="Battery", present="0", status="Unknown", capacity="0")
+    assert linux(sys_class) == Readings(charging=True, battery=1.0)
+    supply(sys_class, "BAT0", type="Battery", present="1", status="Discharging", capacity="40")
+    assert linux(sys_class) == Readings(charging=False, battery=0.4)
 
 
 @pytest.mark.parametrize("status", ["Charging", "Full"])

@@ -1,5 +1,6 @@
 """A clock, the trainer, and the user's own function."""
 
+import math
 import time
 from pathlib import Path
 
@@ -45,10 +46,65 @@ def test_the_users_function_goes_before_all_others():
     assert (now.new_samples, now.charging) == (9, False)
 
 
-@pytest.mark.parametrize("told", [{"chargin": True}, {"battery": "full"}, 5, None], ids=str)
-def test_what_is_no_reading_is_refused(told):
-    with pytest.raises(ConfigError, match="provider"):
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        ({"chargin": True}, "chargin"),
+        ({"battery": "full"}, "battery"),
+        ({"unmetered": 1}, "unmetered"),
+        (Readings(charging="yes"), "charging"),  # type: ignore[arg-type]
+        (5, "a mapping"),
+        (None, "a mapping"),
+    ],
+    ids=str,
+)
+def test_what_is_no_reading_is_refused_by_its_key(told, named):
+    with pytest.raises(ConfigError, match=named) as refused:
         told_by(lambda: told)()
+    assert refused.value.field == "provider"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"battery": 85.0},
+        {"battery": -0.1},
+        {"battery": math.nan},
+        {"temperature_c": math.inf},
+        {"hour": 25.0},
+        {"hour": math.nan},
+        {"new_samples": -1},
+        Readings(battery=85.0),
+    ],
+    ids=str,
+)
+def test_what_no_sensor_can_say_meets_no_condition(told):
+    with pytest.raises(ValueError, match="must be"):
+        told_by(lambda: told)()
+
+
+@pytest.mark.parametrize(
+    "told", [{"battery": 1.0}, {"battery": 0}, {"hour": 24.0}, {"temperature_c": -40.0}], ids=str
+)
+def test_the_ends_of_a_scale_are_readings(told):
+    assert told_by(lambda: told)() == Readings(**told)
+
+
+def test_a_device_that_cannot_be_looked_at_does_not_train_and_says_why(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("def now():\n    raise OSError('no sensor')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    look = looking(settings(provider="broken:now"), object())
+    assert look(Conditions(charging=True)) == [
+        "the device cannot be looked at: OSError: no sensor",
+    ]
+    assert look(Conditions()) == [], "nobody asks, so nobody looks"
+
+
+def test_a_provider_that_can_never_work_ends_the_agent(tmp_path, monkeypatch):
+    (tmp_path / "wrong.py").write_text("def now():\n    return {'chargin': True}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="chargin"):
+        looking(settings(provider="wrong:now"), object())(Conditions(charging=True))
 
 
 def test_the_owner_may_ask_more_than_the_task_and_each_sentence_is_told_once(

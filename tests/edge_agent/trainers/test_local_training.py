@@ -1,5 +1,6 @@
 """Laws that every built-in trainer keeps, and what each refuses of the other's tensors."""
 
+import itertools
 from collections.abc import Callable
 from math import isfinite, sqrt
 from pathlib import Path
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from edge_agent.trainer import Trainer, TrainResult
 from edge_agent.trainers import MlpTrainer, SoftmaxTrainer, accuracy, cross_entropy
-from edge_agent.trainers.local_training import budget
+from edge_agent.trainers.examples import checked_examples
+from edge_agent.trainers.local_training import budget, gradient_on
+from edge_agent.trainers.sgd import Descent, descend
 from schemas.initial import glorot, mlp_shapes
 from schemas.params import ParamSpec, TensorSpec, flatten, spec_of, unflatten
 from schemas.task import Option, TrainOptions
@@ -191,6 +194,21 @@ def test_a_round_ends_after_its_steps_or_its_seconds() -> None:
     assert [by_time(steps) for steps in (1, 2, 3)] == [False, False, True]
     by_steps = budget(TrainOptions(steps=2), lambda: 0.0)
     assert [by_steps(steps) for steps in (1, 2, 3)] == [False, True, True]
+
+
+@pytest.mark.parametrize("bound", [{"steps": 2}, {"seconds": 1.5}, {"steps": 2, "seconds": 9.0}])
+def test_a_trainer_stops_when_its_budget_is_spent_and_reports_a_whole_epoch(bound) -> None:
+    ticks = itertools.count()  # a second passes between any two looks
+    bounded = SoftmaxTrainer(X, Y, clock=lambda: float(next(ticks)))
+    options = TrainOptions(epochs=3, batch_size=1, **bound)
+    result = bounded.train(SOFTMAX, options, generator())
+    assert result.num_examples == len(Y)
+    names, how = SoftmaxTrainer(X, Y).layers(SOFTMAX), Descent(epochs=3, batch_size=1)
+    spec = spec_of(SOFTMAX)
+    gradient = gradient_on(spec, names, checked_examples(X, Y))
+    start = flatten(spec, SOFTMAX)
+    two_steps = descend(start, gradient, len(Y), how, generator(), enough=lambda done: done == 2)
+    assert np.array_equal(flatten(spec, result.tensors), two_steps)
 
 
 def test_what_is_held_out_is_measured_and_never_trained_on() -> None:

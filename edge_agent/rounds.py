@@ -1,0 +1,200 @@
+"""Rounds of local training: from a base, through trainer and codec, into the spool.
+
+Everything here runs in a worker thread; what survives is on the disk before it returns.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from edge_agent.compressor import compress
+from edge_agent.conditions.budget import seconds_of
+from edge_agent.local_model import answered, local_bytes, read_only, with_local
+from edge_agent.spool import Base, Spool
+from edge_agent.trainer import Evaluator, Trainer, TrainResult
+from schemas.codecs import codec_by_name
+from schemas.evaluation import marked
+from schemas.messages import Manifest, ModelUpdate
+from schemas.names import Boot, Seq
+from schemas.params import Params, base_digest, travelling
+from schemas.task import TaskSpec
+from schemas.wire import encode_update
+
+OnCreated: TypeAlias = Callable[[Boot, Seq], None]
+"""Told of every update that was created, after it is safe on the disk."""
+
+Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
+"""Gives the generator of one round of training, by its number."""
+
+METRICS_MAX: Final = 16
+"""Metrics that an update may carry (docs/wire.md, section 3)."""
+
+
+def entropy_of(seed: int) -> Entropy:
+    """Generators for rounds of training: repeatable with a seed, the machine's own below 0."""
+
+    def generator(number: int) -> "np.random.Generator":
+        # the shell makes the generators that the core is given
+        return np.random.default_rng(None if seed < 0 else [seed, number])  # noqa: TID251
+
+    return generator
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The model that this device trains from."""
+
+    manifest: Manifest
+    params: Params
+
+    @property
+    def base(self) -> Base:
+        """Its epoch and version."""
+        return self.manifest.epoch, self.manifest.version
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Where training on one base stands: the local model, and the update that holds it.
+
+    Attributes:
+        params: the local model, float32.
+        number: rounds that have ended.
+        seq: the update's number; None before the first round has ended.
+        found: what the base was found worth before it was trained from.
+    """
+
+    params: Params
+    number: int = 0
+    seq: Seq | None = None
+    found: Mapping[str, float] = field(default_factory=dict)
+
+
+class Rounds:
+    """What makes updates of one device for one task.
+
+    Args:
+        trainer: the user's.
+        spool: the device's disk.
+        entropy: the generator for the n-th round of training on this disk.
+        watts: what the device draws while it trains; 0: not known.
+        on_created: see OnCreated.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        spool: Spool,
+        *,
+        entropy: Entropy,
+        watts: float,
+        on_created: OnCreated,
+    ) -> None:
+        self._trainer = trainer
+        self._spool = spool
+        self._entropy = entropy
+        self._watts = watts
+        self._on_created = on_created
+        self._begun = spool.created
+        raw = spool.load("residual")
+        self._residual: Params | None = None if raw is None else np.frombuffer(raw, dtype="<f4")
+
+    @property
+    def residual(self) -> Params | None:
+        """What the codec has left out so far; every round on one base starts from the same."""
+        return self._residual
+
+    def one(self, model: Adopted, spec: TaskSpec, state: Round, before: Params | None) -> Round:
+        """Do one round, and put its update into the spool.
+
+        Args:
+            model: the base.
+            spec: the task.
+            state: what the round before has left, or `Round(model.params)`.
+            before: the residual when training on this base began.
+
+        Returns:
+            Where it stands now; `state` itself when the round before was sent meanwhile.
+
+        Raises:
+            ConfigError: the task asks for joules and this device does not know its watts.
+            ValueError: the trainer's answer does not fit the task's tensors.
+        """
+        rng = self._entropy(self._begun)
+        self._begun += 1
+        start = state.params
+        if not state.number:
+            start = with_local(spec.params, start, self._spool.local())
+        tensors = read_only(spec.params, start)
+        found = self._evaluated(spec, tensors) if not state.number else state.found
+        result = self._trainer.train(tensors, seconds_of(spec.train, self._watts), rng)
+        params = answered(spec.params, model.params, result.tensors)
+        seq = self._spool_update(
+            model,
+            spec,
+            result,
+            params=params,
+            before=before,
+            replaces=state.seq,
+            found=found,
+            rng=rng,
+        )
+        if seq is None:  # the round before was sent while this one ran: it stays alone
+            return state
+        self._on_created(self._spool.boot, seq)
+        return Round(params, state.number + 1, seq, found)
+
+    def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
+        """What the trainer finds of the global model, as metrics of the update."""
+        if not (spec.evaluate.devices and isinstance(self._trainer, Evaluator)):
+            return {}
+        found = self._trainer.evaluate(tensors)
+        return {} if found is None else marked(found)
+
+    def _spool_update(
+        self,
+        model: Adopted,
+        spec: TaskSpec,
+        result: TrainResult,
+        *,
+        params: Params,
+        before: Params | None,
+        replaces: Seq | None,
+        found: Mapping[str, float],
+        rng: "np.random.Generator",
+    ) -> Seq | None:
+        codec = codec_by_name(spec.codec.name)
+        delta = travelling(spec.params, params) - travelling(spec.params, model.params)
+        sent = compress(delta, before, codec, spec.codec, rng)
+        room = METRICS_MAX - len(found)
+        metrics = dict(list(result.metrics.items())[:room]) | dict(found)
+
+        def write(seq: Seq) -> bytes:
+            return encode_update(
+                ModelUpdate(
+                    epoch=model.manifest.epoch,
+                    boot=self._spool.boot,
+                    seq=seq,
+                    base_version=model.manifest.version,
+                    base_digest=base_digest(model.manifest.model_digest),
+                    spec_digest=spec.params.short_digest,
+                    codec=codec.codec_id,
+                    num_examples=result.num_examples,
+                    payload=sent.payload,
+                    metrics=metrics,
+                )
+            )
+
+        left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
+        seq = self._spool.put(
+            write,
+            base=model.base,
+            residual=left,
+            replaces=replaces,
+            local=local_bytes(spec.params, params),
+        )
+        if seq is not None:
+            self._residual = sent.residual
+        return seq
