@@ -114,7 +114,7 @@ def mosquitto(
     ]
     config = directory / f"mosquitto-{port}.conf"
     config.write_text("\n".join(lines) + "\n")
-    yield from _run((_program("mosquitto"), "-c", str(config)), port, directory, _accepts)
+    yield from _run((_program("mosquitto"), "-c", str(config)), port, directory, reacts)
 
 
 def mosquitto_passwords(directory: Path, users: Mapping[str, str]) -> Path:
@@ -141,7 +141,7 @@ def lab_broker(
     command = [sys.executable, "-m", "fedmq.cli", "lab-broker", "--host", HOST, "--port", str(port)]
     command += ["--max-inflight", str(max_inflight), "--max-queued", str(max_queued)]
     command += ["--max-packet", str(max_packet)]
-    yield from _run(command, port, directory, _accepts)
+    yield from _run(command, port, directory, reacts)
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def redis_server(
         str(directory),
     ]
     command += ["--appendonly", "yes", "--appendfsync", appendfsync, "--save", "", *extra]
-    yield from _run(command, port, directory, _pongs)
+    yield from _run(command, port, directory, pongs)
 
 
 @contextmanager
@@ -206,15 +206,25 @@ def _program(name: str) -> str:
     return found
 
 
-def _accepts(port: int) -> bool:
+def reacts(port: int) -> bool:
+    """Say whether a broker answers a CONNECT: one that only listens may still lose a SIGTERM."""
+    connect = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x05\x00\x00"
     try:
-        socket.create_connection((HOST, port), timeout=1).close()
+        connection = socket.create_connection((HOST, port), timeout=1)
     except OSError:
         return False
+    with connection:
+        try:
+            connection.sendall(connect)
+            connection.recv(4)
+        except TimeoutError:
+            return False
+        except OSError:  # it wants TLS, and said so
+            return True
     return True
 
 
-def _pongs(port: int) -> bool:
+def pongs(port: int) -> bool:
     """Say whether it answers a PING: a Redis that still loads its file accepts, but does not."""
     try:
         with socket.create_connection((HOST, port), timeout=1) as connection:

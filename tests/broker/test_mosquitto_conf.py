@@ -15,7 +15,7 @@ def test_mosquitto_takes_the_shipped_configuration(tmp_path: Path) -> None:
     command = ["/usr/sbin/mosquitto", "-c", str(config)]
     log = tmp_path / "log"
     with log.open("wb") as output, subprocess.Popen(command, stderr=output) as process:
-        while not servers._accepts(port):
+        while not servers.reacts(port):
             assert process.poll() is None, log.read_text()
         process.terminate()
     assert "Error" not in log.read_text()

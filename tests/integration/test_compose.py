@@ -126,9 +126,10 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
     mosquitto.command = [program, flag, str(there.mosquitto_conf())]
     others = [there.process(name) for name in ("bridge", "aggregator", *DEVICES)]
     try:
-        for server, port in ((redis, there.redis), (mosquitto, there.mqtt)):
-            server.start()
-            eventually(lambda port=port: servers._accepts(port), "it listens", 20)
+        redis.start()
+        eventually(lambda: servers.pongs(there.redis), "Redis answers", 20)
+        mosquitto.start()
+        eventually(lambda: servers.reacts(there.mqtt), "mosquitto answers", 20)
         there.once("task")
         for process in others:
             process.start()
