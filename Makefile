@@ -1,12 +1,13 @@
 # make demo   - the whole system on this machine: no root, no Docker, no server
 # make test   - everything, against real mosquitto and redis-server
-# make check  - format, lint, types, import contracts
+# make check  - format, lint, types, import contracts, and whether the contract is what the types say
+# make contract - draw schemas/asyncapi.yaml and docs/reference/task.md anew from the types
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check format lint types contracts bench servers clean
+.PHONY: demo test check format lint types contract contracts bench servers clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/fedmq demo $(ARGS)
@@ -19,10 +20,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.contract --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+contract: $(VENV)/.dev
+	$(BIN)/python -m scripts.contract
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

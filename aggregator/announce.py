@@ -15,6 +15,7 @@ from aggregator.state import Answer, Changes, Release, TaskState
 from schemas.messages import Manifest, Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
+from schemas.watch import Metrics, VersionRecord, Versions
 from schemas.window import SeqWindow
 from schemas.wire import encode_receipt
 
@@ -105,7 +106,7 @@ def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:
         said[f"model/{device}"] = b"" if release is None else release.manifest
     if changes.releases:
         newest = [version_record(state, r) for _, r in sorted(state.releases.items())]
-        said["versions"] = msgspec.json.encode({"epoch": state.epoch, "versions": newest})
+        said["versions"] = msgspec.json.encode(Versions(state.epoch, tuple(newest)))
     return said
 
 
@@ -117,24 +118,24 @@ def _candidate(state: TaskState, *, cleared: bool) -> dict[str, bytes]:
     return {} if waiting is None else {"candidate": waiting.manifest}
 
 
-def version_record(state: TaskState, release: Release) -> dict[str, object]:
+def version_record(state: TaskState, release: Release) -> VersionRecord:
     """One version, for people: how good it is is told when enough devices have said so."""
     manifest, known = release.named, release.judgement
     least = 1 if state.spec is None else state.spec.evaluate.min_devices
     told = known.devices >= least
-    return {
-        "version": release.version,
-        "status": release.status,
-        "at_ms": release.at_ms,
-        "digest": manifest.model_digest.hex()[:16],
-        "bytes": manifest.blob_bytes,
-        "updates_folded": release.updates,
-        "devices": known.devices,
-        "metrics": {name: mean.value for name, mean in known.means.items()} if told else {},
-        "examples": max((mean.examples for mean in known.means.values()), default=0),
-        "server": known.server,
-        "server_examples": known.server_examples,
-    }
+    return VersionRecord(
+        version=release.version,
+        status=release.status,
+        at_ms=release.at_ms,
+        digest=manifest.model_digest.hex()[:16],
+        bytes=manifest.blob_bytes,
+        updates_folded=release.updates,
+        devices=known.devices,
+        metrics={name: mean.value for name, mean in known.means.items()} if told else {},
+        examples=max((mean.examples for mean in known.means.values()), default=0),
+        server=known.server,
+        server_examples=known.server_examples,
+    )
 
 
 def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
@@ -155,21 +156,21 @@ def metrics_json(state: TaskState) -> bytes:
     """The retained metrics: counters since the task's origin."""
     tally, last = state.tally, state.published
     return msgspec.json.encode(
-        {
-            "phase": state.phase,
-            "epoch": state.epoch,
-            "version": state.model.version,
-            "published": None if last is None else last.version,
-            "candidate": state.candidate,
-            "buffered": state.model.buffered,
-            "updates_folded": tally.folded,
-            "updates_rejected": tally.rejected,
-            "duplicates_dropped": tally.duplicates,
-            "staleness_mean": tally.staleness_sum / tally.folded if tally.folded else 0.0,
-            "staleness_max": tally.staleness_max,
-            "payload_bytes": tally.payload_bytes,
-            "devices": len(state.devices),
-            "spools": len(state.windows),
-            "at_ms": state.cursor.ms,
-        }
+        Metrics(
+            phase=state.phase,
+            epoch=state.epoch,
+            version=state.model.version,
+            published=None if last is None else last.version,
+            candidate=state.candidate,
+            buffered=state.model.buffered,
+            updates_folded=tally.folded,
+            updates_rejected=tally.rejected,
+            duplicates_dropped=tally.duplicates,
+            staleness_mean=tally.staleness_sum / tally.folded if tally.folded else 0.0,
+            staleness_max=tally.staleness_max,
+            payload_bytes=tally.payload_bytes,
+            devices=len(state.devices),
+            spools=len(state.windows),
+            at_ms=state.cursor.ms,
+        )
     )

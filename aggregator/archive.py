@@ -38,6 +38,17 @@ MEMBER_MAX: Final = 4 * MAX_PARAMS
 
 MEMBERS_MAX: Final = 8192
 
+_NO_EXPORT: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    ValueError,
+    EOFError,
+    NotImplementedError,  # a method of compression that this Python does not have
+    RuntimeError,  # a member that says it is encrypted
+)
+"""What a ZIP file that is torn or altered makes zipfile raise."""
+
 _MAPS: Final = ("windows", "devices", "versions")
 
 
@@ -130,7 +141,7 @@ def unpack(data: bytes) -> Backup:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             title = _title(archive)
             members = {name: _member(archive, name, info) for name, info in title.members.items()}
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as exc:
+    except _NO_EXPORT as exc:
         raise _torn(f"is torn, or is no export ({exc})") from exc
     try:
         return _backup(title, members)

@@ -18,6 +18,7 @@ from schemas.messages import Manifest
 from schemas.names import DeviceId, Epoch, ModelVersion
 from schemas.params import Params, base_digest, model_digest, settled_in
 from schemas.task import TaskSpec
+from schemas.watch import ReleaseStatus
 from schemas.wire import encode_manifest
 
 
@@ -142,7 +143,7 @@ class Publisher:
         self._ledger.tell(ms, "held_back", held=version)
         return state.good if spec.gate.on_worse == "rollback" else None
 
-    def _mark(self, version: int, status: str) -> None:
+    def _mark(self, version: int, status: ReleaseStatus) -> None:
         self._keep(msgspec.structs.replace(self._state.releases[version], status=status))
 
     def _keep(self, release: Release) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Final, NoReturn
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -217,6 +218,7 @@ def _report(task: TaskName, changes: Changes, state: TaskState) -> None:
             letter.detail,
         )
     for event in changes.events:
-        if event["event"] not in {"rejected", "joined"}:
-            facts = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
-            log.info("%s task=%s folded=%d %s", event["event"], task, state.tally.folded, facts)
+        if event.event not in {"rejected", "joined"}:
+            told = {k: v for k, v in msgspec.to_builtins(event).items() if k != "event"}
+            facts = " ".join(f"{name}={value}" for name, value in told.items())
+            log.info("%s task=%s folded=%d %s", event.event, task, state.tally.folded, facts)

@@ -6,7 +6,7 @@ written and said at the next commit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,7 @@ from schemas.messages import Manifest
 from schemas.names import Boot, DeviceId, Epoch
 from schemas.params import Params
 from schemas.task import Phase, TaskSpec
+from schemas.watch import Event, EventName, ReleaseStatus
 from schemas.window import SeqWindow
 from schemas.wire import decode_manifest
 
@@ -84,7 +85,7 @@ class Release(msgspec.Struct, frozen=True):
     version: int
     at_ms: int
     manifest: bytes
-    status: Literal["published", "candidate", "held", "withdrawn"]
+    status: ReleaseStatus
     updates: int
     judgement: Judgement = Judgement()
 
@@ -153,7 +154,7 @@ class Changes:
     releases: dict[int, Release] = field(default_factory=dict)
     answers: dict[DeviceId, Answer] = field(default_factory=dict)
     dead: list[DeadLetter] = field(default_factory=list)
-    events: list[dict[str, object]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     spec: bytes | None = None
     publications: list[Publication] = field(default_factory=list)
     model: bool = False
@@ -244,10 +245,9 @@ class Ledger:
         changes, self.changes = self.changes, Changes()
         return changes
 
-    def tell(self, at_ms: int, what: str, **facts: object) -> None:
-        """Note an event, for people."""
-        event = {"event": what, "at_ms": at_ms, "version": self.state.model.version}
-        self.changes.events.append(event | facts)
+    def tell(self, at_ms: int, what: EventName, **facts: Any) -> None:
+        """Note an event, for people; the facts are fields of Event."""
+        self.changes.events.append(Event(what, at_ms, self.state.model.version, **facts))
 
     def device(self, device: DeviceId) -> DeviceRecord:
         """A device's record, which the caller is about to change."""

@@ -13,7 +13,8 @@ Boot = NewType("Boot", int)  # uint32, random, made with the spool: a replaced c
 Seq = NewType("Seq", int)  # uint32, from 1, within a boot
 Epoch = NewType("Epoch", int)  # uint16, from 1; raised when a task's log is re-created or restored
 
-_NAME: Final = re.compile(r"[a-z0-9_-]{1,48}")
+NAME_PATTERN: Final = "[a-z0-9_-]{1,48}"
+_NAME: Final = re.compile(NAME_PATTERN)
 
 
 def is_name(text: str) -> bool:

@@ -46,8 +46,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     Attributes:
         name: unique within the task, 1 to 128 characters.
-        shape: up to 8 dimensions; () is a scalar.
-        kind: `trained`, `buffer`, `frozen` or `local`.
+        shape: up to 8 dimensions; none is a scalar.
+        kind: what becomes of it: the mask of what is trained and what travels.
     """
 
     name: TensorName

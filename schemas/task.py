@@ -39,7 +39,14 @@ SPEC_BYTES_MAX: Final = 1 << 20
 
 
 class StalenessOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[strategy.staleness]`: the staleness weight and its parameters (FedAsync, section 5.2)."""
+    """`[strategy.staleness]`: the staleness weight and its parameters (FedAsync, section 5.2).
+
+    Attributes:
+        kind: `constant` 1, `polynomial` (1 + s)^-a, or `hinge` 1 up to b and 1 / (a (s - b) + 1)
+            beyond, where s is the staleness in versions.
+        a: how fast the weight falls.
+        b: the staleness at which the hinge begins to fall.
+    """
 
     kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
     a: Positive = 0.5
@@ -50,11 +57,11 @@ class StrategyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[strategy]`: how updates become versions.
 
     Attributes:
-        name: `fedbuff` or `fedasync`.
+        name: the rule: `fedbuff` folds K updates at once, `fedasync` mixes each one in.
         buffer_size: FedBuff's K.
         server_lr: FedBuff's eta_g.
-        momentum: FedBuff's server momentum beta, in [0, 0.9999].
-        alpha: FedAsync's mixing rate, in (0, 1].
+        momentum: FedBuff's server momentum beta.
+        alpha: FedAsync's mixing rate.
         staleness: the staleness weight.
         max_staleness: an update staler than this many versions is refused.
         views: FedAsync keeps this many published models; an older base is refused.
@@ -146,7 +153,7 @@ class GateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         metric: which one decides, e.g. `accuracy`; empty: no gate, every version is published.
-        better: `higher` or `lower`.
+        better: which way this metric gets better.
         margin: how much worse than the last published version a version may be.
         by: `devices` (those of the canary share report) or `server` (its own held-out set).
         canary: this share of the fleet gets a new version first.

@@ -1,16 +1,6 @@
 """MQTT topics: built and parsed in one place. At most 7 slashes with the default prefix's 1.
 
-{prefix}/{task}/spec               retained  TaskSpec, JSON
-{prefix}/{task}/model              retained  Manifest
-{prefix}/{task}/candidate          retained  Manifest, for canary devices
-{prefix}/{task}/model/{device}     retained  Manifest, for a device that is pinned
-{prefix}/{task}/blob/{id}/{i}      retained  chunk i of a blob
-{prefix}/{task}/up/{shard}/{device}          ModelUpdate
-{prefix}/{task}/receipt/{device}   retained  Receipt
-{prefix}/{task}/state/{device}     retained  birth and will, JSON
-{prefix}/{task}/metrics            retained  JSON
-{prefix}/{task}/versions           retained  JSON
-{prefix}/{task}/events                       JSON
+`schemas.channels` is the table of all of them.
 """
 
 import re

@@ -35,7 +35,9 @@ _Metrics = Annotated[
 ]
 
 
-class _UpdateArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class UpdateArray(msgspec.Struct, array_like=True):
+    """The header of a ModelUpdate, field by field; what it means stands there."""
+
     wire: int
     epoch: _U16
     boot: _POSITIVE
@@ -50,7 +52,9 @@ class _UpdateArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     metrics: _Metrics = {}
 
 
-class _ManifestArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class ManifestArray(msgspec.Struct, array_like=True):
+    """A Manifest, field by field."""
+
     wire: int
     epoch: _U16
     version: _U32
@@ -63,7 +67,9 @@ class _ManifestArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True
     chunk_bytes: Annotated[int, msgspec.Meta(ge=64, le=1 << 20)]
 
 
-class _ReceiptArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class ReceiptArray(msgspec.Struct, array_like=True):
+    """A Receipt, field by field; `settled` is an uint64, checked apart."""
+
     wire: int
     epoch: _U16
     boot: _U32
@@ -74,7 +80,7 @@ class _ReceiptArray(msgspec.Struct, array_like=True, forbid_unknown_fields=True)
     version: _U32
 
 
-_Array = TypeVar("_Array", _UpdateArray, _ManifestArray, _ReceiptArray)
+_Array = TypeVar("_Array", UpdateArray, ManifestArray, ReceiptArray)
 
 
 def encode_update(update: ModelUpdate) -> bytes:
@@ -102,7 +108,7 @@ def decode_update(data: bytes) -> ModelUpdate:
     Raises:
         WireError: MALFORMED, UNKNOWN_WIRE, BAD_NUMBER or TRUNCATED.
     """
-    array, end = _read_array(data, _UpdateArray)
+    array, end = _read_array(data, UpdateArray)
     start = end + -end % 4
     if len(data) < start:
         raise WireError(Reason.TRUNCATED, "the payload is missing")
@@ -145,7 +151,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest. Raises WireError."""
-    array = _read_whole(data, _ManifestArray)
+    array = _read_whole(data, ManifestArray)
     if not is_name(array.blob):
         raise WireError(Reason.MALFORMED, "the blob's name may not stand in a topic")
     return Manifest(
@@ -180,7 +186,7 @@ def encode_receipt(receipt: Receipt) -> bytes:
 
 def decode_receipt(data: bytes) -> Receipt:
     """Read a receipt. Raises WireError."""
-    array = _read_whole(data, _ReceiptArray)
+    array = _read_whole(data, ReceiptArray)
     if not 0 <= array.settled < 1 << 64:
         raise WireError(Reason.BAD_NUMBER, "the map of settled numbers is not an uint64")
     return Receipt(

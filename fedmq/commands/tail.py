@@ -25,6 +25,7 @@ from fedmq.commands.running import (
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Session, connect, keep_connected
 from mqtt_session.settings import MqttSettings
+from schemas.channels import CHANNELS
 from schemas.codecs import CODECS
 from schemas.errors import WireError
 from schemas.names import task_name
@@ -32,7 +33,7 @@ from schemas.outcomes import outcome_name
 from schemas.topics import checked_prefix
 from schemas.wire import decode_manifest, decode_receipt, decode_update
 
-_KINDS = ("spec", "model", "up/+/+", "receipt/+", "state/+", "metrics", "events")
+_FILTERS = [channel.filter for channel in CHANNELS if channel.payload is not None]
 
 
 def tail(
@@ -79,7 +80,7 @@ async def _listen(settings: MqttSettings, task: str, count: int) -> None:
 
     async def use(session: Session) -> None:
         nonlocal printed
-        await session.subscribe([f"{prefix}/{task}/{kind}" for kind in _KINDS], qos=0)
+        await session.subscribe([f"{prefix}/{task}/{suffix}" for suffix in _FILTERS], qos=0)
         while True:
             for message in await session.receive():
                 typer.echo(line(message.topic.removeprefix(f"{prefix}/"), message.payload))
@@ -119,7 +120,7 @@ def _words(topic: str, payload: bytes) -> Iterator[str]:
                 receipt = decode_receipt(payload)
                 yield f"seq={receipt.seq} {outcome_name(receipt.outcome)} low={receipt.low}"
                 yield f"version={receipt.version}"
-            case "model":
+            case "model" | "candidate":
                 manifest = decode_manifest(payload)
                 yield f"epoch={manifest.epoch} version={manifest.version}"
                 yield f"blob={manifest.blob} bytes={manifest.blob_bytes} chunks={manifest.chunks}"

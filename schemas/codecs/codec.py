@@ -19,11 +19,11 @@ from schemas.params import Params
 
 
 class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The task's `[codec]` table.
+    """`[codec]`: how a delta is written.
 
     Attributes:
-        name: a key of the table of codecs.
-        density: for sparse codecs, the share of coordinates sent, in (0, 1].
+        name: `float32` (dense) or `topk_int8` (the largest coordinates, with error feedback).
+        density: for sparse codecs, the share of coordinates sent, above 0 and at most 1.
     """
 
     name: str = "topk_int8"

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import get_args
 
 import msgpack
 import msgspec
@@ -42,6 +43,7 @@ from schemas.task import (
     StalenessOptions,
     spec_to_json,
 )
+from schemas.watch import EventName
 from schemas.wire import encode_update
 from tests.aggregator.world import (
     BOOT,
@@ -165,7 +167,7 @@ def test_a_bad_update_is_counted_kept_answered_and_then_as_if_it_had_never_been(
     answer = changes.answers[DEVICE]
     assert answer.outcome == bad.reason
     assert (answer.boot, answer.seq) == (NAMED if bad.names else NAMELESS)
-    assert {event["event"] for event in changes.events} - {"joined"} == {"rejected"}
+    assert {event.event for event in changes.events} - {"joined"} == {"rejected"}
     assert not changes.vectors
     assert newest(changes) is None
     assert image(world.state)["vectors"] == before["vectors"]
@@ -293,8 +295,8 @@ def test_a_new_spool_joins_once():
     world = World()
     for device in ("a", "a", "b", "a"):
         world.send(ONES, device=device)
-    joined = [event for event in world.changes().events if event["event"] == "joined"]
-    assert [event["device"] for event in joined] == ["a", "b"]
+    joined = [event for event in world.changes().events if event.event == "joined"]
+    assert [event.device for event in joined] == ["a", "b"]
 
 
 def test_the_last_update_of_a_device_is_the_one_that_is_answered():
@@ -702,10 +704,7 @@ def random_world(seed, steps):
     return world
 
 
-EVENTS = {
-    *("joined", "rejected", "published", "proposed", "held_back", "rolled_back", "ignored"),
-    *("running", "paused", "finished", "banned", "allowed", "erased", "moved"),
-}
+EVENTS = set(get_args(EventName))
 
 
 @settings(LEAN, max_examples=120)
@@ -750,7 +749,7 @@ def test_the_random_logs_reach_everything():
     for seed in range(100):
         world = random_world(seed, 60)
         tally = world.state.tally
-        events |= {event["event"] for event in world.changes().events}
+        events |= {event.event for event in world.changes().events}
         seen |= tally.rejected.keys()
         folded += tally.folded
         duplicates += tally.duplicates

@@ -138,7 +138,7 @@ def test_people_may_decide_before_the_metric_does():
     assert status(world)[2] == "held"
     world.changes()
     world.append(ReleaseSet(2, publish=True))
-    assert [event["event"] for event in world.changes().events] == ["ignored"]
+    assert [event.event for event in world.changes().events] == ["ignored"]
 
 
 def test_a_gate_that_is_lifted_lets_the_waiting_version_go():

@@ -42,7 +42,7 @@ ONES = np.ones(SIZE, np.float32)
 
 
 def events(world):
-    return [event["event"] for event in world.changes().events]
+    return [event.event for event in world.changes().events]
 
 
 def outcome(world, device=DEVICE):
@@ -58,7 +58,7 @@ def test_a_pause_is_told_to_the_fleet_and_what_was_made_is_still_folded():
     world.append(PhaseSet("paused"))
     changes = world.changes()
     assert spec_from_json(changes.spec).phase == "paused"
-    assert [event["event"] for event in changes.events] == ["paused"]
+    assert [event.event for event in changes.events] == ["paused"]
     world.send(ONES)
     assert world.state.tally.folded == 1
     world.append(PhaseSet("running"))

@@ -44,6 +44,12 @@ MANIFEST = [1, 2, 3, b"m" * 32, b"s" * 32, 0, "k2-3", b"b" * 32, 1000, 64]
 RECEIPT = [1, 2, 3, 4, 5, 6, 1, 7]
 
 
+def _whole(decode, array: list[object]) -> bytes:
+    """The array, and for an update the padding before a payload of no bytes."""
+    data: bytes = msgpack.packb(array, use_single_float=True)
+    return data + bytes(-len(data) % 4) if decode is decode_update else data
+
+
 def _refusal(decode, data: bytes) -> Reason:
     with pytest.raises(WireError) as caught:
         decode(data)
@@ -280,9 +286,18 @@ def test_another_wire_version_is_named_as_such(decode, wire):
     ],
     ids=["update", "manifest", "receipt"],
 )
-def test_an_array_of_another_length_is_refused(decode, array, most):
+def test_what_a_newer_peer_appends_is_passed_over(decode, array, most):
     assert len(array) == most
-    assert _refusal(decode, msgpack.packb([*array, 0])) is Reason.MALFORMED
+    for more in ([0], ["text", b"bytes"], [{"a": 1.0}, 3][: 16 - most]):
+        assert decode(_whole(decode, [*array, *more])) == decode(_whole(decode, array))
+
+
+@pytest.mark.parametrize(
+    ("decode", "array"),
+    [(decode_update, UPDATE), (decode_manifest, MANIFEST), (decode_receipt, RECEIPT)],
+)
+def test_an_array_that_is_too_short_or_longer_than_16_is_refused(decode, array):
+    assert _refusal(decode, msgpack.packb([*array, *[0] * (17 - len(array))])) is Reason.MALFORMED
     assert _refusal(decode, msgpack.packb(array[:7])) is Reason.MALFORMED
     assert _refusal(decode, msgpack.packb([])) is Reason.MALFORMED
 

@@ -1,0 +1,156 @@
+"""What people watch: the JSON below `metrics`, `versions`, `events` and `state`.
+
+Nothing here is needed to take part. A reader passes over fields that it does not know; fields may
+be added, and keep their meaning for ever.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from schemas.task import Phase
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+AtMs: TypeAlias = Annotated[int, msgspec.Meta(ge=0, description="milliseconds since 1970")]
+EventName: TypeAlias = Literal[
+    "allowed",
+    "banned",
+    "erased",
+    "finished",
+    "held_back",
+    "ignored",
+    "joined",
+    "moved",
+    "paused",
+    "proposed",
+    "published",
+    "rejected",
+    "rolled_back",
+    "running",
+]
+ReleaseStatus: TypeAlias = Literal["candidate", "published", "held", "withdrawn"]
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """`metrics`, retained: where the task stands. Counters run since the task's origin.
+
+    Attributes:
+        phase: of the task's life.
+        epoch: of the task.
+        version: folds that made the model.
+        published: the newest version that everybody may have; null before the first.
+        candidate: the version that waits for a judgement; null: none.
+        buffered: updates in the fold's buffer.
+        updates_folded: updates that went into the model.
+        updates_rejected: updates that did not, by reason.
+        duplicates_dropped: messages that had been settled before.
+        staleness_mean: of the folded updates, in versions.
+        staleness_max: of the folded updates, in versions.
+        payload_bytes: of the folded updates.
+        devices: that were ever heard.
+        spools: pairs of device and boot that were ever heard.
+        at_ms: time of the newest folded entry, in milliseconds since 1970.
+    """
+
+    phase: Phase
+    epoch: Count
+    version: Count
+    published: Count | None
+    candidate: Count | None
+    buffered: Count
+    updates_folded: Count
+    updates_rejected: dict[str, Count]
+    duplicates_dropped: Count
+    staleness_mean: float
+    staleness_max: Count
+    payload_bytes: Count
+    devices: Count
+    spools: Count
+    at_ms: AtMs
+
+
+class VersionRecord(msgspec.Struct, frozen=True):
+    """One version that was drawn for publication, and how good it was found.
+
+    Attributes:
+        version: its number.
+        status: `candidate` (waits for a judgement), `published`, `held` (back) or `withdrawn` (by
+            a rollback).
+        at_ms: when it was drawn, in milliseconds since 1970.
+        digest: the first 16 hex digits of model_digest.
+        bytes: of its blob.
+        updates_folded: updates in it, since the task's origin.
+        devices: that have reported how good they found it.
+        metrics: their means, weighted by examples; empty while fewer than evaluate.min_devices.
+        examples: held-out examples behind the means.
+        server: what the server measured.
+        server_examples: on how many examples.
+    """
+
+    version: Count
+    status: ReleaseStatus
+    at_ms: AtMs
+    digest: str
+    bytes: Count
+    updates_folded: Count
+    devices: Count
+    metrics: dict[str, float]
+    examples: Count
+    server: dict[str, float]
+    server_examples: Count
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """`versions`, retained: those whose parameters are kept.
+
+    Attributes:
+        epoch: of the task.
+        versions: oldest first.
+    """
+
+    epoch: Count
+    versions: tuple[VersionRecord, ...]
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`events`, not retained: something has happened. What does not apply is left out.
+
+    Attributes:
+        event: what.
+        at_ms: time of the log's entry, in milliseconds since 1970.
+        version: folds that had made the model.
+        why: a sentence.
+        device: whom it is about.
+        boot: of a spool that was heard for the first time.
+        reason: why an update was refused, as in docs/wire.md, section 7.
+        digest: of a version, the first 16 hex digits of model_digest.
+        bytes: of a published blob.
+        held: the version that was held back.
+        to: the version that the model was rolled back to.
+        epoch: that the task has moved to.
+    """
+
+    event: EventName
+    at_ms: AtMs
+    version: Count
+    why: str = ""
+    device: str = ""
+    boot: Count | None = None
+    reason: str = ""
+    digest: str = ""
+    bytes: Count | None = None
+    held: Count | None = None
+    to: Count | None = None
+    epoch: Count | None = None
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """`state/{device}`, retained: a device's birth, farewell or will.
+
+    Attributes:
+        online: whether it is there.
+        boot: of its spool.
+    """
+
+    online: bool
+    boot: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
