@@ -3,6 +3,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edge_agent.spool import OpenUpdate, Spool
 from schemas.errors import ConfigError
 from schemas.names import Boot, Epoch, ModelVersion, Seq
 from schemas.window import SPAN
+from schemas.wire import decode_manifest
 
 BASE = (Epoch(1), ModelVersion(7))
 
@@ -349,3 +351,33 @@ def test_named_values_are_written_all_or_none(spool: Spool) -> None:
 def test_every_commit_is_synced_to_the_disk(spool: Spool) -> None:
     full = 2
     assert spool._db.execute("PRAGMA synchronous").fetchone() == (full,)
+
+
+# -- older files ------------------------------------------------------------------------------
+
+
+def test_a_spool_of_schema_1_is_brought_up_and_nothing_of_it_is_lost(path: Path) -> None:
+    """As an agent before schema 2 left it: one update sent, one not, half a model fetched."""
+    recorded = Path(__file__).parents[1] / "vectors" / "compatibility" / "spool_schema_1.sql"
+    path.parent.mkdir()
+    old = sqlite3.connect(path)
+    old.executescript(recorded.read_text(encoding="utf-8"))
+    before = everything(path)
+    old.close()
+    for _ in range(2):  # the second time it is already up
+        with closing(Spool(path, new_boot=lambda: Boot(99))) as spool:
+            assert spool.boot == 77
+            assert [(each.seq, each.sent) for each in spool.open_updates()] == [
+                (1, True),
+                (2, False),
+            ]
+            assert spool.created == 2
+            assert spool.trained == (1, 1)
+            assert sorted(spool.chunks("k1-2")) == [0, 3]
+            assert spool.local() == {}
+            manifest, residual = spool.load("manifest"), spool.load("residual")
+            assert manifest is not None
+            assert decode_manifest(manifest).version == 1
+            assert residual is not None
+            assert len(residual) == 800
+        assert [row for row in everything(path) if row in before] == before
