@@ -1,13 +1,14 @@
 # make demo   - the whole system on this machine: no root, no Docker, no server
 # make test   - everything, against real mosquitto and redis-server
 # make check  - format, lint, types, import contracts, and whether the contract is what the types say
+# make platforms - whether wheels exist wherever docs/platforms.md says that fedmq runs
 # make contract - draw schemas/asyncapi.yaml and docs/reference/task.md anew from the types
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check format lint types contract contracts bench servers clean
+.PHONY: demo test check format lint types contract contracts platforms bench servers clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/fedmq demo $(ARGS)
@@ -19,6 +20,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform win32 schemas lifetimes mqtt_session edge_agent
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.contract --check
 
@@ -28,6 +31,9 @@ format: $(VENV)/.dev
 
 contract: $(VENV)/.dev
 	$(BIN)/python -m scripts.contract
+
+platforms: $(VENV)/.dev
+	$(BIN)/python -m scripts.platforms $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

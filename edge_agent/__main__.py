@@ -17,6 +17,7 @@ from edge_agent.limits import apply_limits
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
+from lifetimes.loop import run
 from mqtt_session.address import address_of
 from schemas.errors import ConfigError
 from schemas.settings import load_settings, read_option
@@ -94,8 +95,9 @@ async def _run(settings: AgentSettings, trainer: Trainer) -> None:
     spool = Spool(Path(settings.state_dir) / settings.spool_name)
     agent = Agent(settings, trainer, spool)
     running = asyncio.ensure_future(agent.run())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    if sys.platform != "win32":  # there Ctrl-C cancels this coroutine by itself
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     try:
         await running
     except asyncio.CancelledError:
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.once:
             _exchange(settings, trainer, parsed.within)
         else:
-            asyncio.run(_run(settings, trainer))
+            run(_run(settings, trainer))
     except (ConfigError, OSError) as exc:
         print(f"fedmq-agent: {exc}", file=sys.stderr)  # noqa: T201 - a CLI speaks
         raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None

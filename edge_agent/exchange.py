@@ -17,6 +17,7 @@ from edge_agent.link import Connection
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
+from lifetimes.loop import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def exchange(
     Raises:
         ConfigError: a setting cannot work.
     """
-    return asyncio.run(exchange_now(settings, trainer, within_s=within_s, spool=spool, unmet=unmet))
+    return run(exchange_now(settings, trainer, within_s=within_s, spool=spool, unmet=unmet))
 
 
 async def exchange_now(

@@ -20,14 +20,35 @@ from threadpoolctl import threadpool_limits
 
 from schemas.errors import ConfigError
 
-if sys.platform != "win32":
-    import resource
-
 _ROOM_MB: Final = 32
 """A bound that leaves less than this is refused: not even the agent's threads would start."""
 
 _WARM: Final = 512
 """A product of matrices of this size keeps every thread of OpenBLAS busy once."""
+
+
+if sys.platform == "win32":
+
+    def _bound_memory(_memory_mb: int) -> None:
+        raise ConfigError("memory_mb", "Windows cannot bound it from inside; leave it out")
+
+else:
+    import resource
+
+    def _bound_memory(memory_mb: int) -> None:
+        square = np.ones((_WARM, _WARM), np.float32)
+        np.matmul(square, square)
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        try:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, before[1]))
+        except (ValueError, OverflowError, OSError) as exc:
+            raise ConfigError("memory_mb", f"cannot be set ({exc})") from exc
+        try:
+            np.empty(_ROOM_MB << 20, np.uint8)
+        except MemoryError as exc:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+            remedy = f"{memory_mb} MB leave less than {_ROOM_MB} MB to train in: give more"
+            raise ConfigError("memory_mb", remedy) from exc
 
 
 def apply_limits(*, nice: int, threads: int, memory_mb: int) -> None:
@@ -50,21 +71,3 @@ def _lower_priority(nice: int) -> None:
         os.nice(nice)
     except OSError as exc:
         raise ConfigError("nice", f"cannot be set ({exc}); leave it out") from exc
-
-
-def _bound_memory(memory_mb: int) -> None:
-    if sys.platform == "win32":
-        raise ConfigError("memory_mb", "Windows cannot bound it from inside; leave it out")
-    square = np.ones((_WARM, _WARM), np.float32)
-    np.matmul(square, square)
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    try:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, before[1]))
-    except (ValueError, OverflowError, OSError) as exc:
-        raise ConfigError("memory_mb", f"cannot be set ({exc})") from exc
-    try:
-        np.empty(_ROOM_MB << 20, np.uint8)
-    except MemoryError as exc:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-        remedy = f"{memory_mb} MB leave less than {_ROOM_MB} MB to train in: give more"
-        raise ConfigError("memory_mb", remedy) from exc
