@@ -4,13 +4,14 @@
     python -m scripts.platforms --json   one JSON object on stdout
 
 pip resolves the extras of pyproject.toml as it would on that platform, from wheels alone; nothing
-is installed or run. Exit 1 when something is missing that the page promises. An index that has wheels
-for this machine only (a local mirror) cannot be asked: that is said, and is no failure.
+is installed or run. Exit 1 when something is missing that the page promises. An index that has
+wheels for this machine only (a local mirror) cannot be asked: that is said, and is no failure.
 """
 
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -81,13 +82,7 @@ def requirements(extras: Iterable[str]) -> list[str]:
 
 def name_of(requirement: str) -> str:
     """Of `redis[hiredis]>=5.2` the name."""
-    return (
-        requirement.split("[", maxsplit=1)[0]
-        .split(">", maxsplit=1)[0]
-        .split("<", maxsplit=1)[0]
-        .split("=", maxsplit=1)[0]
-        .strip()
-    )
+    return re.split(r"[\[<>=~!; ]", requirement, maxsplit=1)[0]
 
 
 Resolve: TypeAlias = Callable[[Sequence[str], Platform, str], tuple[list[str], str]]

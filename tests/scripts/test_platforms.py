@@ -9,10 +9,8 @@ import pytest
 from scripts.platforms import PLATFORMS, main, name_of, requirements
 
 PAGE = (Path(__file__).parents[2] / "docs" / "platforms.md").read_text(encoding="utf-8")
-ROWS = {
-    row[0]: row
-    for row in re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|", PAGE, re.MULTILINE)
-}
+CELLS = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|", re.MULTILINE)
+ROWS = {row[0]: row for row in CELLS.findall(PAGE)}
 NOT = ("no", "not supported")
 
 
