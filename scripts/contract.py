@@ -262,10 +262,11 @@ versions = 500
 _TENSORS: Final = """
 ## The tensors
 
-They come from the initial model (`fedmq task create NAME --init model.npz`, its arrays in order) or the table
-`[[params.tensors]]`. They never change in a task's life. Of the kinds, `trained` is learnt by the
-fleet; a `buffer` is measured, not trained (BatchNorm's statistics), and averaged plainly; `frozen`
-stays as it was created and is never sent up; of a `local` tensor every device keeps its own.
+They come from the initial model (`fedmq task create NAME --init model.npz`, its arrays in order) or
+from `[[params.tensors]]`, and never change in a task's life. Of the kinds, `trained` is learnt by
+the fleet; a `buffer` is measured, not trained (BatchNorm's statistics), and averaged plainly;
+`frozen` stays as it was created and is never sent up; of a `local` tensor every device keeps its
+own.
 
 | field | type | default | meaning |
 |---|---|---|---|
