@@ -7,14 +7,25 @@ from typing import Annotated
 
 import typer
 
-from fedmq.commands import demo, device, health, lab_broker, metrics, model, services, tail, task
+from fedmq.commands import (
+    demo,
+    device,
+    health,
+    lab,
+    lab_broker,
+    metrics,
+    model,
+    services,
+    tail,
+    task,
+)
 from schemas.errors import ConfigError, FedmqError
 
 app = typer.Typer(
     name="fedmq",
     help="Federated learning over plain MQTT, for fleets that are rarely online.\n\n"
-    "Try it: fedmq demo. In production: a broker (mosquitto, EMQX), Redis or Valkey, "
-    "fedmq bridge, fedmq aggregator, and fedmq-agent on every device.",
+    "Try it: fedmq demo; with your own data: fedmq lab. In production: a broker (mosquitto, "
+    "EMQX), Redis or Valkey, fedmq bridge, fedmq aggregator, and fedmq-agent on every device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,6 +34,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("bridge")(services.bridge)
 app.command("aggregator")(services.aggregator)
+app.command("lab")(lab.lab)
 app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)
 app.command("metrics")(metrics.metrics)

@@ -22,8 +22,8 @@ from edge_agent.trainers.examples import Examples
 from fedmq.demo.curve import draw
 from fedmq.demo.digits import CLASSES, FEATURES, digits_fleet
 from fedmq.demo.fleet import Device, fleet
-from fedmq.demo.servers import servers
 from fedmq.demo.summary import Summary, lost_updates
+from fedmq.servers import servers
 from fedmq.simulator.outages import Weather
 from lifetimes.together import together
 from schemas.codecs import CodecOptions
