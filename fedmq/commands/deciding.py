@@ -1,6 +1,8 @@
 """What people decide is an entry in the log: write it, wait for its effect, say what happened."""
 
+import sys
 from collections.abc import Sequence
+from typing import Final
 
 import typer
 from redis.asyncio import Redis
@@ -32,6 +34,10 @@ async def decide(redis: Redis, task: TaskName, body: Body, said: str) -> EntryId
     return None
 
 
+_PIPED: Final = 1000
+"""Columns of what is no terminal: nothing is cut off there."""
+
+
 def sure(question: str, *, yes: bool) -> None:
     """Ask before what cannot be undone; `--yes` has answered already."""
     if not yes:
@@ -48,4 +54,4 @@ def columns(rows: Sequence[Sequence[object]], names: Sequence[str]) -> None:
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _PIPED).print(table)

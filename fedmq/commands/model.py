@@ -74,7 +74,7 @@ def list_versions(
         header, rows = as_table(records)
         csv.writer(sys.stdout).writerows([header, *rows])
     else:
-        header, rows = as_table(records[-30:])
+        header, rows = for_people(records[-30:])
         columns(rows, header)
         if len(records) > len(rows):
             typer.echo(f"... the newest {len(rows)} of {len(records)}; --csv and --json give all")
@@ -95,6 +95,18 @@ def as_table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[ob
         row += [_figure(record["server"].get(name)) for name in server]
         rows.append([*row, "yes" if record.get("kept") else "no"])
     return header, rows
+
+
+def for_people(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """The same without the digest, short enough for a terminal."""
+    header, rows = as_table(records)
+    at, digest = header.index("at"), header.index("digest")
+    short = {"updates_folded": "updates", "at": "at (UTC)"}
+    for row in rows:
+        row[at] = str(row[at])[5:-1].replace("T", " ")
+        row[:] = [float(f"{cell:.4g}") if isinstance(cell, float) else cell for cell in row]
+        del row[digest]
+    return [short.get(name, name) for name in header if name != "digest"], rows
 
 
 def _figure(value: float | None) -> object:
