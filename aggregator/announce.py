@@ -88,6 +88,8 @@ def records(state: TaskState, changes: Changes, moved: Moves) -> Iterator[Record
         yield Sweep(blob.name, blob.chunks)
     for device, answer in changes.answers.items():
         yield Say(f"receipt/{device}", _receipt(state, device, answer), retain=True)
+    for device in sorted(changes.allowed - changes.answers.keys()):
+        yield Say(f"receipt/{device}", b"", retain=True)
     for device in sorted(changes.erased):
         yield Say(f"receipt/{device}", b"", retain=True)
         yield Say(f"state/{device}", b"", retain=True)

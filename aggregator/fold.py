@@ -242,6 +242,9 @@ class Fold:
         record = self._ledger.device(changed.device)
         if changed.banned is not None and changed.banned != record.banned:
             record.banned = changed.banned
+            if not record.banned:
+                self.changes.answers.pop(changed.device, None)
+                self.changes.allowed.add(changed.device)
             self._ledger.tell(ms, "banned" if record.banned else "allowed", device=changed.device)
         if changed.tags is not None:
             record.tags = tuple(sorted(changed.tags))

@@ -101,7 +101,7 @@ class Publisher:
             self._release(version, ms)
         else:
             state.candidate = version
-            changes.candidate = bool(spec.gate.canary)
+            changes.candidate = True
             self._ledger.tell(ms, "proposed", digest=manifest.model_digest.hex()[:16])
         self._let_go(spec)
 

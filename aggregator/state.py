@@ -145,6 +145,7 @@ class Changes:
         candidate: whether the manifest for canary devices is another one.
         pins: devices that are held at a version, or no longer (None).
         erased: devices of which nothing may be left.
+        allowed: devices that were banned until now: their receipt says so, and is cleared.
     """
 
     vectors: set[str] = field(default_factory=set)
@@ -161,6 +162,7 @@ class Changes:
     candidate: bool = False
     pins: dict[DeviceId, int | None] = field(default_factory=dict)
     erased: set[DeviceId] = field(default_factory=set)
+    allowed: set[DeviceId] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -285,6 +285,8 @@ class Agent:
                 await self._rest("no model is here yet")
             elif spec.phase != "running":
                 await self._rest(f"the task is {spec.phase}")
+            elif barred_s := self._link.barred_s:
+                await self._rest("the server takes nothing from this device: banned", barred_s)
             elif self._spool.trained == model.base:
                 await self._rest("this model was trained from")
             elif not self._spool.has_room:

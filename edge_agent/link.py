@@ -25,7 +25,7 @@ from mqtt_session.session import Inbound, LinkError
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq, in_canary
-from schemas.outcomes import FOLDED, outcome_name
+from schemas.outcomes import FOLDED, Reason, outcome_name
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
 from schemas.watch import DeviceState
@@ -33,6 +33,9 @@ from schemas.window import is_settled
 from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
+
+BANNED_S: Final = 3600.0
+"""How long a device that is banned makes no update; then it asks with the next one."""
 
 GOODBYE_S: Final = 0.4
 """How long a device that is stopped tries to say so."""
@@ -93,6 +96,14 @@ class Link:
         self._wake_fetcher = asyncio.Event()
         self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self._refusals = 0
+        self._banned_at: float | None = None
+
+    @property
+    def barred_s(self) -> float:
+        """How long to make no further update, because the server takes none from this device."""
+        if self._banned_at is None:
+            return 0.0
+        return max(0.0, self._banned_at + BANNED_S - monotonic())
 
     def wake(self) -> None:
         """There is something to send."""
@@ -157,10 +168,10 @@ class Link:
         }
         if message.topic in channels:
             self._hear_manifest(channels[message.topic], payload)
-        elif not payload:
-            return  # a retained topic was cleared
         elif message.topic == topics.receipt(self._device):
             await self._settle(payload)
+        elif not payload:
+            return  # a retained topic was cleared
         elif message.topic == topics.spec:
             await self._obey(session, payload)
         else:
@@ -186,10 +197,14 @@ class Link:
             return None  # of a task that needs a newer device: another one may come
 
     async def _settle(self, payload: bytes) -> None:
+        if not payload:  # cleared: whatever was held against this device is over
+            await self._bar(banned=False)
+            return
         receipt = decode_receipt(payload)
         if receipt.outcome != FOLDED:
             reason = outcome_name(receipt.outcome)
             log.warning("update_rejected seq=%d reason=%s", receipt.seq, reason)
+        await self._bar(banned=receipt.outcome == Reason.BANNED)
         if receipt.boot != self._spool.boot:
             return
 
@@ -197,6 +212,12 @@ class Link:
             return is_settled(seq, receipt.low, receipt.settled)
 
         if await asyncio.to_thread(self._spool.settle, settled):
+            await self._on_news()
+
+    async def _bar(self, *, banned: bool) -> None:
+        """Note what the newest receipt says of this device."""
+        if banned or self._banned_at is not None:
+            self._banned_at = monotonic() if banned else None
             await self._on_news()
 
     # -- fetching --------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import numpy as np
 
 from aggregator.announce import GENERATIONS, Shelf, moves, records
 from aggregator.checkpoint import LivingBlob
-from schemas.log import EpochSet, SpecSet
+from schemas.log import DeviceSet, EpochSet, SpecSet
 from schemas.messages import Receipt
-from schemas.names import Boot
+from schemas.names import Boot, DeviceId
 from schemas.outbox import Say, Spread, Sweep
 from schemas.outcomes import FOLDED, Reason
 from schemas.task import PublishOptions, spec_to_json
@@ -134,6 +134,27 @@ def test_every_device_of_a_batch_gets_one_receipt():
     receipts = [kind for kind in kinds(told) if kind.startswith("receipt/")]
     assert receipts == ["receipt/a", "receipt/b", "receipt/c"]
     assert receipt(told, "a").low == 2
+
+
+def test_a_device_that_is_allowed_again_has_its_receipt_cleared():
+    world = World()
+    world.append(DeviceSet(DeviceId(DEVICE), banned=True))
+    world.send(ONES)
+    world.append(DeviceSet(DeviceId(DEVICE), banned=False))
+    _, told = said(world)
+    assert one(told, f"receipt/{DEVICE}") == Say(f"receipt/{DEVICE}", b"", retain=True)
+    world.append(DeviceSet(DeviceId(DEVICE), banned=False))
+    _, told = said(world)
+    assert f"receipt/{DEVICE}" not in kinds(told), "it was allowed before"
+
+
+def test_what_came_after_it_was_allowed_is_answered():
+    world = World()
+    world.append(DeviceSet(DeviceId(DEVICE), banned=True))
+    world.append(DeviceSet(DeviceId(DEVICE), banned=False))
+    world.send(ONES)
+    _, told = said(world)
+    assert receipt(told).outcome == FOLDED
 
 
 def test_the_metrics_count_since_the_origin():

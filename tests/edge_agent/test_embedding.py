@@ -23,6 +23,7 @@ from schemas.errors import ConfigError
 from schemas.evaluation import Evaluation
 from schemas.messages import Manifest
 from schemas.names import in_canary
+from schemas.outcomes import Reason
 from schemas.params import ParamSpec, TensorSpec, model_digest
 from schemas.task import (
     CodecOptions,
@@ -225,6 +226,22 @@ async def test_conditions_are_looked_at_before_every_round(mosquitto, tmp_path) 
     async with Agent(nowhere, rounds, spool, unmet=unmet) as agent:
         await agent.until(lambda: agent.resting == "this model was trained from")
         assert (len(rounds.started_from), agent.created) == (2, 2)
+
+
+async def test_a_banned_device_rests_until_its_receipt_is_cleared(
+    mosquitto, tmp_path, heard
+) -> None:
+    async with server_side(mosquitto) as server, device(mosquitto, tmp_path) as there:
+        await server.keep_spec()
+        await server.keep_model(Model(1))
+        await server.settle(await server.update(), outcome=Reason.BANNED)
+        await server.keep_model(Model(2))
+        await eventually(lambda: there.agent.version == 2, "it adopts all the same")
+        await eventually(lambda: "banned" in there.agent.resting, "it rests")
+        await turns(server, heard)
+        assert there.created == [1]
+        await server.keep(TOPICS.receipt(DEVICE), b"")
+        assert (await server.update()).base_version == 2
 
 
 @dataclass
