@@ -263,7 +263,6 @@ class Publisher:
             self._mark(state.candidate, "held")
         state.bases.clear()
         state.candidate = state.proposed = None
-        self._ledger.changes.candidate = True
 
 
 def _packed(spec: TaskSpec, epoch: Epoch, version: int, params: Params) -> tuple[Manifest, bytes]:

@@ -3,15 +3,16 @@
 import json
 
 import numpy as np
+import pytest
 
 from aggregator.announce import GENERATIONS, Shelf, moves, records
 from aggregator.checkpoint import LivingBlob
-from schemas.log import DeviceSet, EpochSet, SpecSet
+from schemas.log import DeviceErased, DeviceSet, EpochSet, PinSet, SpecSet
 from schemas.messages import Receipt
 from schemas.names import Boot, DeviceId
 from schemas.outbox import Say, Spread, Sweep
 from schemas.outcomes import FOLDED, Reason
-from schemas.task import PublishOptions, spec_to_json
+from schemas.task import EvaluateOptions, PublishOptions, spec_to_json
 from schemas.wire import decode_manifest, decode_receipt
 from tests.aggregator.world import BOOT, DEVICE, EPOCH, SIZE, World, arrived, make_spec
 
@@ -155,6 +156,40 @@ def test_what_came_after_it_was_allowed_is_answered():
     world.send(ONES)
     _, told = said(world)
     assert receipt(told).outcome == FOLDED
+
+
+def test_chunks_that_a_held_device_needs_stay_on_the_broker():
+    world, living = World(), ()
+    world.send(ONES)
+    world.append(PinSet(DEVICE, 0))
+    for _ in range(4):
+        world.send(ONES)
+        living, told = said(world, living)
+        assert "k3-0" in {blob.name for blob in living}
+        assert not [each for each in told if isinstance(each, Sweep) and each.blob == "k3-0"]
+
+
+def test_of_an_erased_device_receipt_and_state_are_cleared():
+    world = World()
+    world.send(ONES)
+    said(world)
+    world.append(DeviceErased(DeviceId(DEVICE)))
+    _, told = said(world)
+    for suffix in (f"receipt/{DEVICE}", f"state/{DEVICE}"):
+        assert one(told, suffix) == Say(suffix, b"", retain=True)
+
+
+def test_figures_are_told_only_when_enough_devices_have_reported():
+    world = World(make_spec(evaluate=EvaluateOptions(min_devices=2)))
+    figures = []
+    for device, accuracy in (("a", 0.5), ("b", 0.7)):
+        metrics = {"@": 10.0, "@accuracy": accuracy}
+        world.send(ONES, device=device, base_version=0, metrics=metrics)
+        _, told = said(world)
+        first = json.loads(one(told, "versions").payload)["versions"][0]
+        figures.append((first["devices"], first["metrics"]))
+    assert figures[0] == (1, {}), "one device's figures are nobody's business"
+    assert figures[1] == (2, {"accuracy": pytest.approx(0.6)})
 
 
 def test_the_metrics_count_since_the_origin():

@@ -5,10 +5,10 @@ import pytest
 
 from aggregator.announce import Shelf, moves, records
 from aggregator.gate import with_figure
-from schemas.log import Evaluated, ReleaseSet
+from schemas.log import EpochSet, Evaluated, ReleaseSet
 from schemas.names import DeviceId
 from schemas.outbox import Say
-from schemas.task import EvaluateOptions, FinishOptions, GateOptions
+from schemas.task import EvaluateOptions, FinishOptions, GateOptions, PublishOptions
 from schemas.wire import decode_manifest
 from tests.aggregator.world import SIZE, World, make_spec, ramp
 
@@ -206,3 +206,45 @@ def test_better_means_by_more_than_a_little(better, figures, best, since):
     for figure in figures:
         state = with_figure(options, *state, figure)
     assert state == (best, since)
+
+
+def test_the_last_published_version_is_kept_however_many_were_held_since():
+    world = World(
+        make_spec(
+            gate=GateOptions("accuracy", by="server", margin=0.0),
+            publish=PublishOptions(keep=2),
+        )
+    )
+    world.append(Evaluated(0, 10, {"accuracy": 0.9}))
+    for version in range(1, 6):
+        world.send(ONES, base_version=0)
+        world.append(Evaluated(version, 10, {"accuracy": 0.1}))
+    assert status(world)[0] == "published"
+    assert list(status(world).values()).count("held") >= 1
+    assert len(status(world)) <= 3
+
+
+def test_another_epoch_ends_the_wait_of_a_candidate():
+    world = gated()
+    world.send(ONES)
+    world.send(ONES, base_version=0)
+    assert status(world)[1] == "candidate"
+    world.append(EpochSet(world.state.epoch + 1))
+    assert status(world)[1] == "held"
+    assert status(world)[2] == "published", "the model as it is now is for everybody at once"
+
+
+def test_an_update_from_a_candidate_that_was_held_back_is_mixed_in_all_the_same():
+    """FedAsync mixes against the base: the canaries' own is kept while they may still send."""
+    options = GateOptions("accuracy", canary=0.5, patience_s=10.0)
+    spec = make_spec(
+        name="fedasync", views=4, gate=options, evaluate=EvaluateOptions(min_devices=1)
+    )
+    world = World(spec)
+    world.send(ONES)
+    report(world, 0, 0.8)
+    report(world, 1, 0.1, device="e")
+    assert status(world)[1] == "held"
+    folded = world.state.tally.folded
+    world.send(ONES, base_version=1, device="e")
+    assert world.state.tally.folded == folded + 1

@@ -30,8 +30,10 @@ from tests.aggregator.world import (
     DEVICE,
     EPOCH,
     SIZE,
+    Store,
     World,
     arrived,
+    image,
     make_spec,
     newest,
     options,
@@ -421,3 +423,59 @@ def test_a_task_never_changes_the_kind_of_a_tensor():
     other = ParamSpec((*tensors, *world.spec.params.tensors[1:]))
     with pytest.raises(InvariantError, match="tensors"):
         world.append(SpecSet(spec_to_json(make_spec(params=other))))
+
+
+# -- found by breaking it -----------------------------------------------------------------------
+
+
+def test_an_update_that_was_refused_under_a_ban_is_not_folded_when_it_comes_again():
+    world = World()
+    world.send(ONES)
+    world.append(DeviceSet(DEVICE, banned=True))
+    again = world.send(ONES)
+    world.append(DeviceSet(DEVICE, banned=False))
+    world.append(arrived(again))
+    assert world.state.tally.folded == 1
+    assert world.state.tally.duplicates == 1
+
+
+def test_banning_twice_is_told_once():
+    world = World()
+    world.changes()
+    for _ in range(2):
+        world.append(DeviceSet(DEVICE, banned=True))
+    assert events(world) == ["banned"]
+
+
+def test_who_comes_back_in_the_same_commit_in_which_it_was_erased_is_not_forgotten():
+    world, store = World(), Store()
+    world.send(ONES)
+    store.commit(world.fold)
+    world.append(DeviceErased(DEVICE))
+    world.append(DeviceSet(DEVICE, banned=False))
+    world.send(ONES)
+    store.commit(world.fold)
+    assert image(store.load().state) == image(world.state)
+    assert len(store.windows) == 1
+
+
+def test_an_erased_device_is_held_by_its_name_no_more():
+    world = World()
+    world.send(ONES)
+    world.append(PinSet(DEVICE, 0))
+    assert pinned(world) == {DEVICE: 0}
+    world.append(DeviceErased(DEVICE))
+    assert pinned(world) == {DEVICE: None}
+    world.append(DeviceSet(DEVICE, banned=False))
+    world.send(ONES)
+    assert pinned(world) == {}
+
+
+def test_who_is_held_is_held_in_the_next_epoch_too():
+    world = World()
+    world.send(ONES)
+    world.append(PinSet(DEVICE, 0))
+    world.changes()
+    world.append(EpochSet(EPOCH + 1))
+    assert pinned(world) == {DEVICE: 0}
+    assert decode_manifest(world.state.releases[0].manifest).epoch == EPOCH + 1
