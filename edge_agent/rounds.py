@@ -124,9 +124,7 @@ class Rounds:
         """
         rng = self._entropy(self._begun)
         self._begun += 1
-        start = state.params
-        if not state.number:
-            start = with_local(spec.params, start, self._spool.local())
+        start = with_local(spec.params, state.params, self._spool.local())
         tensors = read_only(spec.params, start)
         found = self._evaluated(spec, tensors) if not state.number else state.found
         result = self._trainer.train(tensors, seconds_of(spec.train, self._watts), rng)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
 
-from aggregator.archive import FORMAT, Backup, pack, unpack
+from aggregator.archive import FORMAT, MEMBERS_MAX, Backup, pack, unpack
 from schemas.errors import ConfigError
 from schemas.names import TaskName
 from tests.aggregator.world import Store, World
@@ -100,6 +100,24 @@ def retitled(**changed):
 def test_a_title_that_does_not_fit_is_refused(changed, words):
     with pytest.raises(ConfigError, match=words):
         unpack(retitled(**changed))
+
+
+def test_a_title_with_countless_members_is_refused():
+    members = {f"blobs/{n}": {"size": 0, "sha256": ""} for n in range(MEMBERS_MAX + 1)}
+    with pytest.raises(ConfigError, match=f"claims {MEMBERS_MAX + 1} members"):
+        unpack(retitled(members=members))
+
+
+def test_a_member_that_was_exchanged_is_refused_though_the_archive_is_sound():
+    with zipfile.ZipFile(io.BytesIO(WHOLE)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["origin.f32"] = b"\1" * len(members["origin.f32"])
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(ConfigError, match=r"was altered: origin\.f32"):
+        unpack(file.getvalue())
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x05\x06" + bytes(18), b"not a zip"], ids=repr)

@@ -33,7 +33,7 @@ from schemas.task import (
     TrainOptions,
     spec_to_json,
 )
-from schemas.wire import encode_manifest
+from schemas.wire import decode_update, encode_manifest
 from tests.edge_agent.played_server import (
     DEVICE,
     SIZE,
@@ -270,6 +270,36 @@ async def test_a_device_tells_how_good_the_global_model_is(mosquitto, tmp_path, 
     told = {"loss": 0.25, "@": 40.0, "@accuracy": 0.75} if wanted else {"loss": 0.25}
     assert dict(update.metrics) == told
     assert trainer.asked == ([101.0] if wanted else [])
+
+
+@dataclass
+class Talkative(Judging):
+    """It also tells as many metrics as an update may carry."""
+
+    def train(self, tensors: Mapping[str, Any], options: object, rng: Any) -> TrainResult:
+        done = super().train(tensors, options, rng)
+        return replace(done, metrics={f"m{n}": float(n) for n in range(16)})
+
+
+async def test_figures_of_the_base_are_taken_once_and_have_room_in_the_update(
+    mosquitto, tmp_path
+) -> None:
+    """Offline it trains two rounds: the second begins from its own model, not from the base."""
+    asked = TrainOptions(rounds_per_base=2)
+    model, spool, trainer = Model(1), Spool(tmp_path / "spool.sqlite"), Talkative()
+    spool.save(
+        spec=spec_to_json(TaskSpec(SPEC.params, codec=SPEC.codec, train=asked)),
+        manifest=encode_manifest(model.manifest),
+        params=model.params.tobytes(),
+    )
+    nowhere = settings(mosquitto, tmp_path, mqtt_port=servers.free_port())
+    async with Agent(nowhere, trainer, spool) as agent:
+        await agent.until(lambda: agent.created == 2)
+        (left,) = spool.open_updates()
+        update = decode_update(left.message)
+    assert trainer.asked == [101.0]
+    assert len(update.metrics) == 16
+    assert update.metrics["@accuracy"] == 0.75
 
 
 # -- pins and canaries ------------------------------------------------------------------------

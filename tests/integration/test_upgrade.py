@@ -73,6 +73,7 @@ async def test_the_log_of_an_older_fedmq_is_folded_on_to_the_same_bits(
     assert loaded is not None
     state, position = loaded
     assert position.migrated
+    assert state.proposed == max(state.releases), "what was published is not published again"
     fold = Fold(state)
     folded = 0
     while entries := await store.read(fold.state.cursor, count=batch, block_ms=1):
@@ -84,6 +85,8 @@ async def test_the_log_of_an_older_fedmq_is_folded_on_to_the_same_bits(
         assert not committed.migrated
         position = committed
     assert folded == recorded["entries"] - recorded["folded_entries"] > 20
+    kept = {KEYS.blob(release.named.blob) for release in fold.state.releases.values()}
+    assert {key.decode() for key in await redis.keys(KEYS.blob("*"))} == kept
     again = await store.load()
     assert again is not None
     assert not again[1].migrated
