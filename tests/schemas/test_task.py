@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
 
+from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec, TensorSpec
 from schemas.task import (
@@ -14,6 +15,9 @@ from schemas.task import (
     StrategyOptions,
     TaskFile,
     TaskSpec,
+    TrainOptions,
+    checked_spec,
+    device_spec_from_json,
     read_task_file,
     spec_from_json,
     spec_to_json,
@@ -189,3 +193,20 @@ def test_arbitrary_text_is_refused_and_never_worse(data, text):
         spec_from_json(data)
     with suppress(ConfigError):
         read_task_file(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "when", "needs"),
+    [
+        ("trained", Conditions(), ()),
+        ("buffer", Conditions(), ("kinds",)),
+        ("frozen", Conditions(), ("kinds",)),
+        ("local", Conditions(charging=True), ("kinds", "when")),
+        ("trained", Conditions(hours="22-6"), ("when",)),
+    ],
+)
+def test_a_task_needs_of_a_device_what_would_do_harm_if_it_were_passed_over(kind, when, needs):
+    params = ParamSpec((TensorSpec("w", (2,)), TensorSpec("v", (2,), kind)))
+    made = checked_spec(TaskSpec(params, train=TrainOptions(when=when)))
+    assert made.needs == needs
+    assert device_spec_from_json(spec_to_json(made)) == made
