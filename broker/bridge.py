@@ -63,7 +63,6 @@ async def _carry(session: Session, redis: Redis, settings: BridgeSettings, token
 async def _begin(session: Session, queue: Queue, settings: BridgeSettings) -> None:
     """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
     await session.subscribe([uplink_filter(settings.prefix)], qos=1)
-    await session.subscribe([state_filter(settings.prefix)], qos=0)
     log.info("connected mqtt=%s", address_of(settings))
     await _downlinks(session, queue, settings)
 
@@ -111,7 +110,10 @@ async def _downlinks(session: Session, queue: Queue, settings: BridgeSettings) -
         while True:
             for task in [task for task, run in running.items() if run.done()]:
                 running.pop(task).result()  # a deleted task has been cleared, or a failure is told
-            for task in (*await queue.tasks(), *await queue.leaving()):
+            names = [*await queue.tasks(), *await queue.leaving()]
+            if not running.keys() >= set(names):  # who said hello before is heard once more
+                await session.subscribe([state_filter(settings.prefix)], qos=0)
+            for task in names:
                 if task not in running:
                     carrying = carry_downlink(session, queue, task, settings)
                     running[task] = asyncio.create_task(carrying, name=f"fedmq.bridge[{task}]")

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec.inspect import StructType, Type, VarTupleType, type_info
+from msgspec.inspect import StructType, Type, UnionType, VarTupleType, type_info
 
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.conditions import Conditions
@@ -28,6 +28,7 @@ Option: TypeAlias = str | int | float | bool
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`")
 
 UNDERSTOOD: Final = ("kinds", "when")
 """What this version understands of a task's `needs`."""
@@ -282,8 +283,32 @@ def convert(tables: object, kind: type[_Struct], *, strict: bool = True) -> _Str
         if missing:
             name = ".".join(filter(None, (field, missing[1])))
             raise ConfigError(name, "is missing; it has no default") from exc
+        unknown = _UNKNOWN.fullmatch(what)
+        if unknown:
+            name = ".".join(filter(None, (field, unknown[1])))
+            known = ", ".join(_names_at(type_info(kind), field))
+            raise ConfigError(name, f"does not exist; there are {known}") from exc
         field = field or "the file"
         raise ConfigError(field, what[0].lower() + what[1:]) from exc
+
+
+def _names_at(info: Type, path: str) -> list[str]:
+    """The fields of the struct that lies at a path such as `params.tensors[0]`."""
+    for name in filter(None, re.sub(r"\[\d*\]", "", path).split(".")):
+        info = _struct_in(info)
+        if isinstance(info, StructType):
+            info = next(field.type for field in info.fields if field.encode_name == name)
+    found = _struct_in(info)
+    return [f.encode_name for f in found.fields] if isinstance(found, StructType) else []
+
+
+def _struct_in(info: Type) -> Type:
+    """What a list or a choice is made of, as far as it is a struct."""
+    if isinstance(info, VarTupleType):
+        return _struct_in(info.item_type)
+    if isinstance(info, UnionType):
+        return next((t for t in info.types if isinstance(t, StructType)), info)
+    return info
 
 
 def read_task_file(text: str) -> TaskFile:

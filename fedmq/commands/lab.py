@@ -1,10 +1,12 @@
 """`fedmq lab`: a whole server side on a laptop, to try one's own data and devices on."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from fedmq.commands.running import run
 from fedmq.servers import Servers, servers
@@ -34,7 +36,10 @@ def lab(
 
 
 async def _serve(folder: Path, mqtt_port: int, redis_port: int) -> None:
-    async with servers(folder, mqtt_port=mqtt_port, redis_port=redis_port) as where:
+    async with AsyncExitStack() as stack:
+        with Console(stderr=True).status("starting broker, Valkey, bridge and aggregator"):
+            starting = servers(folder, mqtt_port=mqtt_port, redis_port=redis_port)
+            where = await stack.enter_async_context(starting)
         typer.echo(f"MQTT    127.0.0.1:{where.mqtt_port}")
         typer.echo(f"Redis   {where.redis_url}")
         typer.echo(f"files   {folder}/")

@@ -291,7 +291,8 @@ def canary(
                 if spec is None:
                     raise no_such(task)
                 entry = SpecSet(spec_to_json(changed_spec(spec, [f"gate.canary={share}"])))
-                await decide(redis, task, entry, f"{share:.1%} of the fleet get versions first")
+                whom = f"{share:.1%} of the fleet" if share else "everybody at once"
+                await decide(redis, task, entry, f"new versions go to {whom}")
                 return
             waiting = (await last_commit(redis, task)).candidate
             if waiting is None:

@@ -12,6 +12,7 @@ from aggregator.tasks import (
     delete_task,
     fresh_epoch,
     kept_model,
+    last_commit,
     no_such,
     published_model,
     task_spec,
@@ -110,7 +111,12 @@ def _enter(name: str, phase: Phase, config: Path | None, redis_url: str | None) 
 
     async def act() -> None:
         async with redis_for(config, redis_url) as redis:
-            await decide(redis, task, PhaseSet(phase), phase)
+            if await decide(redis, task, PhaseSet(phase), phase) is None:
+                return
+            now = (await last_commit(redis, task)).phase
+            if now != phase:
+                why = "what [finish] names is reached: raise it first (fedmq task update)"
+                raise ConfigError("phase", f"{task} is {now} again at once; {why}")
 
     asyncio.run(act())
 

@@ -23,6 +23,7 @@ from schemas.names import DeviceId, TaskName, shard_of
 from schemas.outcomes import Reason
 from schemas.params import ParamSpec, TensorSpec
 from schemas.task import TaskSpec
+from schemas.topics import TaskTopics
 from schemas.wire import decode_receipt
 
 TASK = TaskName("carry")
@@ -206,3 +207,25 @@ async def test_a_retained_topic_that_the_broker_lost_is_asserted_again(
                         break
         assert found[f"fedmq/v1/{TASK}/blob/k1-0/0"] == b"x" * 64
         assert found[f"fedmq/v1/{TASK}/blob/k1-0/1"] == b"x" * 36
+
+
+async def test_who_said_hello_before_the_task_was_made_is_known_all_the_same(
+    post_office: BridgeSettings,
+) -> None:
+    state = TaskTopics("fedmq/v1", TASK).state(DEVICE)
+    where = (post_office.mqtt_host, post_office.mqtt_port)
+    async with aiomqtt.Client(*where) as device, running_bridge(post_office):
+        await device.publish(state, b'{"online":true,"boot":7}', qos=1, retain=True)
+        async with Redis.from_url(post_office.redis_url) as redis:
+
+            async def refused() -> bool:
+                await publish(post_office, [(UP, b"hello")])
+                return bool(await redis.exists(LOST))
+
+            await eventually(refused, "the bridge is there, and knows no task")
+        async with redis_with_task(post_office) as redis:
+
+            async def known() -> bool:
+                return bool(await redis.hexists(TaskKeys(TASK).presence, DEVICE))
+
+            await eventually(known, "the device is known")

@@ -137,8 +137,8 @@ def test_what_the_types_cannot_tell_is_refused_when_the_spec_is_made(text, field
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("[strategy]\nbuffersize = 3", "`buffersize`"),
-        ("colour = 'red'", "`colour`"),
+        ("[strategy]\nbuffersize = 3", r"strategy\.buffersize: does not exist"),
+        ("colour = 'red'", "colour: does not exist"),
         ("[train\n", "not TOML"),
         ("[train]\nepochs = 1\nepochs = 2", "not TOML"),
     ],
@@ -193,6 +193,23 @@ def test_arbitrary_text_is_refused_and_never_worse(data, text):
         spec_from_json(data)
     with suppress(ConfigError):
         read_task_file(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "known"),
+    [
+        ("[train]\nepoch = 3", "train.epoch", "epochs"),
+        ("[strategy.staleness]\nc = 3", "strategy.staleness.c", "kind, a, b"),
+        ("[[params.tensors]]\nname = 'w'\nform = [3]", "params.tensors[0].form", "name, shape"),
+        ("[gates]", "gates", "strategy, train"),
+    ],
+)
+def test_a_field_that_does_not_exist_is_named_with_those_that_do(text, field, known):
+    with pytest.raises(ConfigError) as refused:
+        read_task_file(text)
+    assert refused.value.field == field
+    assert "does not exist; there are " in refused.value.remedy
+    assert known in refused.value.remedy
 
 
 @pytest.mark.parametrize(
