@@ -1,7 +1,8 @@
 """The server's own judge: measures every version that is kept on held-out examples of its own.
 
 It works beside the fold, never in it: what it finds is written into the log, and counts from there
-on. One version at a time, the newest first; one that was overtaken meanwhile is left out.
+on. One version at a time: what everybody has, then what waits to be compared with it. One that was
+overtaken meanwhile is left out.
 """
 
 import asyncio
@@ -32,27 +33,32 @@ class Judge:
         self._task = task
         self._store = store
         self._evaluate = evaluate
-        self._wanted: tuple[Release, ParamSpec] | None = None
+        self._wanted: list[tuple[Release, ParamSpec]] = []
         self._wake = asyncio.Event()
-        self._tried = -1
+        self._tried: set[int] = set()
 
     def look(self, state: TaskState) -> None:
-        """See whether there is a version to measure."""
-        waiting = state.published if state.candidate is None else state.releases[state.candidate]
-        if waiting is None or state.spec is None or waiting.judgement.server_examples:
+        """See which versions are to be measured now."""
+        waiting = None if state.candidate is None else state.releases[state.candidate]
+        both = [release for release in (state.published, waiting) if release is not None]
+        self._tried &= {release.version for release in both}
+        if state.spec is None:
             return
-        if waiting.version > self._tried:
-            self._wanted = waiting, state.spec.params
-            self._wake.set()
+        self._wanted = [
+            (release, state.spec.params)
+            for release in both
+            if not release.judgement.server_examples and release.version not in self._tried
+        ]
+        self._wake.set()
 
     async def run(self) -> None:
         """Measure until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._wanted is not None and self._evaluate is not None:
-                release, spec = self._wanted
-                self._tried = release.version
+            while self._wanted and self._evaluate is not None:
+                release, spec = self._wanted.pop(0)
+                self._tried.add(release.version)
                 await self._measure(self._evaluate, release, spec)
 
     async def _measure(self, evaluate: Evaluate, release: Release, spec: ParamSpec) -> None:

@@ -15,9 +15,9 @@ from redis.exceptions import WatchError
 from aggregator.archive import Backup
 from aggregator.checkpoint import SCHEMA, migrated
 from aggregator.store import as_bytes
-from aggregator.tasks import check_epoch, fresh_epoch, no_such
+from aggregator.tasks import check_epoch, fresh_epoch, no_such, not_cleared, until_cleared
 from schemas.errors import ConfigError
-from schemas.keys import TASKS, TaskKeys
+from schemas.keys import LEAVING, TASKS, TaskKeys
 from schemas.log import EntryId, EpochSet, to_fields
 from schemas.names import TaskName
 
@@ -68,7 +68,7 @@ async def import_task(
     """Bring a task back under a higher epoch, all of it or nothing; return the epoch.
 
     Raises:
-        ConfigError: the task exists, or the epoch is not above the exported one.
+        ConfigError: the task exists or is not cleared yet, or the epoch is not above the file's.
     """
     keys, state = TaskKeys(task), backup.state
     known = await fresh_epoch(redis, task, unix_s)
@@ -76,13 +76,16 @@ async def import_task(
     if number <= state.epoch:
         remedy = f"{number} must be above {state.epoch}, the file's: devices ignore a lower one"
         raise ConfigError("epoch", remedy)
+    await until_cleared(redis, task)
     small = msgspec.structs.replace(state, living=(), kept=tuple(backup.blobs))
     pipe: Any
     async with redis.pipeline(transaction=True) as pipe:
-        await pipe.watch(keys.origin)
+        await pipe.watch(keys.origin, LEAVING)
         if await pipe.exists(keys.origin):
             remedy = f"{task!r} exists already; give --name, or delete it first"
             raise ConfigError("task", remedy)
+        if await pipe.sismember(LEAVING, task):
+            raise not_cleared(task)
         pipe.multi()
         pipe.delete(*keys.all)
         pipe.hset(keys.origin, mapping={"epoch": str(state.epoch), "params": backup.origin})
@@ -98,7 +101,9 @@ async def import_task(
         try:
             await pipe.execute()
         except WatchError as exc:
-            raise ConfigError("task", f"{task!r} was created in this very moment") from exc
+            raise ConfigError(
+                "task", f"{task!r} was created or deleted in this very moment"
+            ) from exc
     return number
 
 

@@ -38,12 +38,17 @@ EPOCH_HOURS: Final = 4
 EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 _CREATE_LUA: Final = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
+if redis.call('SISMEMBER', KEYS[4], ARGV[4]) == 1 then return 'leaving' end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2])
 redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(ARGV[3])))
 redis.call('SADD', KEYS[3], ARGV[4])
-return 1
+return 'created'
 """
+
+
+CLEARED_S: Final = 5.0
+"""How long a new task waits for the bridge that clears the topics of the old one of its name."""
 
 
 def check_epoch(epoch: int) -> int:
@@ -76,7 +81,7 @@ async def create_task(
     """Create a task: its origin and the first entry of its log.
 
     Raises:
-        ConfigError: the task exists, or the epoch does not fit.
+        ConfigError: the task exists or is not cleared yet, or the epoch does not fit.
     """
     check_epoch(epoch)
     if params.size != spec.params.size:
@@ -87,11 +92,32 @@ async def create_task(
 
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
-    names = (keys.origin, keys.log, TASKS)
+    names = (keys.origin, keys.log, TASKS, LEAVING)
     values = (epoch, vector_to_bytes(params), pack_for_lua(entry), task)
-    created: Any = await redis.eval(_CREATE_LUA, len(names), *names, *values)
-    if not created:
+    await until_cleared(redis, task)
+    done = as_bytes(await redis.eval(_CREATE_LUA, len(names), *names, *values))
+    if done == b"exists":
         raise ConfigError("task", f"{task!r} exists already; choose another name")
+    if done == b"leaving":
+        raise not_cleared(task)
+
+
+async def until_cleared(redis: Redis, task: TaskName) -> None:
+    """Wait until a bridge has cleared the topics of a deleted task. Raises ConfigError."""
+    try:
+        async with asyncio.timeout(CLEARED_S):
+            while await redis.sismember(LEAVING, task):  # noqa: ASYNC110 - a bridge does it
+                await asyncio.sleep(0.05)
+    except TimeoutError as exc:
+        raise not_cleared(task) from exc
+
+
+def not_cleared(task: TaskName) -> ConfigError:
+    """What to say of a name whose last task has not quite gone."""
+    remedy = (
+        "was deleted, and no bridge has cleared its topics yet: start one, or take another name"
+    )
+    return ConfigError("task", f"{task!r} {remedy}")
 
 
 async def fresh_epoch(redis: Redis, task: TaskName, unix_s: float) -> int:
