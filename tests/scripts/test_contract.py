@@ -15,7 +15,7 @@ from schemas.channels import CHANNELS
 from schemas.outbox import Say
 from schemas.task import read_task_file
 from schemas.watch import DeviceState
-from scripts import contract
+from scripts.contract import files as contract
 from tests.aggregator.test_fold import random_world
 from tests.schemas.test_channels import matches
 

@@ -1,0 +1,1 @@
+"""Draw the contract from the message types: schemas/asyncapi.yaml, docs/reference/task.md."""
