@@ -125,8 +125,13 @@ def migrated(
     window is known, though not what it did; ids of codecs are those of the specification.
     """
     first_ms = EntryId.parse(small.cursor).ms
-    names = sorted({sender_from_text(text)[0] for text in windows})
-    devices = {str(name): msgspec.json.encode(DeviceRecord()) for name in names}
+    boots: dict[DeviceId, list[int]] = {}
+    for device, boot in sorted(map(sender_from_text, windows)):
+        boots.setdefault(device, []).append(boot)
+    devices = {
+        str(device): msgspec.json.encode(DeviceRecord(boots=tuple(found)))
+        for device, found in boots.items()
+    }
     if manifest is None:
         return msgspec.structs.replace(small, schema=SCHEMA, started_ms=first_ms), devices
     newest = decode_manifest(manifest)

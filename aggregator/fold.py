@@ -62,6 +62,10 @@ FOLD_ID: Final = "fold-1"
 """The arithmetic. Changed arithmetic is a new name, recorded in every checkpoint."""
 
 
+BOOTS_MAX: Final = 16
+"""Spools of one device whose settled numbers are kept: what one device can make us remember."""
+
+
 class Fold:
     """Applies entries to a TaskState that it owns, and collects the Changes."""
 
@@ -322,13 +326,23 @@ class Fold:
             stand_in = settled  # nothing is kept of it but that it is banned
         else:
             if sender not in self.state.windows:
-                facts = {"device": arrived.device, "boot": header.boot}
-                self._ledger.tell(entry_id.ms, "joined", **facts)
+                self._join(arrived.device, header.boot, record, entry_id.ms)
             self.state.windows[sender] = settled
             self.changes.senders.add(sender)
             self.changes.gone_senders.discard(sender)
         answer = Answer(header.boot, header.seq, outcome, stand_in)
         self.changes.answers[arrived.device] = answer
+
+    def _join(self, device: DeviceId, boot: Boot, record: DeviceRecord, ms: int) -> None:
+        """A new spool: the oldest of too many of one device is forgotten."""
+        boots = (*record.boots, boot)
+        record.boots = boots[-BOOTS_MAX:]
+        for old in boots[:-BOOTS_MAX]:
+            sender = (device, Boot(old))
+            self.state.windows.pop(sender, None)
+            self.changes.senders.discard(sender)
+            self.changes.gone_senders.add(sender)
+        self._ledger.tell(ms, "joined", device=device, boot=boot)
 
     def _hear(self, entry_id: EntryId, arrived: Arrived) -> DeviceRecord:
         """Note that a device has sent something; of a banned one nothing is noted."""

@@ -55,6 +55,7 @@ class DeviceRecord(msgspec.Struct):
         base: the newest base it has trained from; -1 before that.
         banned: whether nothing is taken from it.
         tags: its groups, sorted.
+        boots: of its spools, oldest first: those whose settled numbers are kept.
     """
 
     first_ms: int = 0
@@ -68,6 +69,7 @@ class DeviceRecord(msgspec.Struct):
     base: int = -1
     banned: bool = False
     tags: tuple[str, ...] = ()
+    boots: tuple[int, ...] = ()
 
 
 class Release(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from aggregator.fold import BOOTS_MAX
 from schemas.errors import InvariantError
 from schemas.log import (
     DeviceErased,
@@ -14,7 +15,7 @@ from schemas.log import (
     PinSet,
     SpecSet,
 )
-from schemas.names import DeviceId
+from schemas.names import Boot, DeviceId
 from schemas.outcomes import FOLDED, Reason
 from schemas.params import ParamSpec, TensorSpec, model_digest
 from schemas.task import (
@@ -437,6 +438,20 @@ def test_an_update_that_was_refused_under_a_ban_is_not_folded_when_it_comes_agai
     world.append(arrived(again))
     assert world.state.tally.folded == 1
     assert world.state.tally.duplicates == 1
+
+
+def test_one_device_cannot_make_the_server_remember_countless_spools():
+    world, store = World(), Store()
+    for boot in range(1, BOOTS_MAX + 4):
+        world.send(ONES, boot=Boot(boot), seq=1)
+        store.commit(world.fold)
+        assert image(store.load().state) == image(world.state)
+    assert world.state.tally.folded == BOOTS_MAX + 3
+    kept = sorted(boot for _, boot in world.state.windows)
+    assert kept == list(range(4, BOOTS_MAX + 4)), "the oldest are forgotten"
+    assert len(store.windows) == BOOTS_MAX
+    world.send(ONES, device="other")
+    assert len(world.state.windows) == BOOTS_MAX + 1, "the others keep theirs"
 
 
 def test_banning_twice_is_told_once():
