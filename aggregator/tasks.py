@@ -165,14 +165,22 @@ async def all_tasks(redis: Redis) -> list[TaskName]:
 
 async def last_commit(redis: Redis, task: TaskName) -> SmallState:
     """A task as the last commit left it. Raises ConfigError: no such task, or none yet."""
-    keys = TaskKeys(task)
-    raw = await redis.hget(keys.checkpoint, "small")
-    if raw is None:
-        if not await redis.exists(keys.origin):
-            raise no_such(task)
+    found = await commit_if_any(redis, task)
+    if found is None:
         remedy = f"{task!r} was never folded; is the aggregator running?"
         raise ConfigError("task", remedy)
-    return read_small_state(as_bytes(raw))
+    return found
+
+
+async def commit_if_any(redis: Redis, task: TaskName) -> SmallState | None:
+    """The same; None before the first commit. Raises ConfigError: no such task."""
+    keys = TaskKeys(task)
+    raw = await redis.hget(keys.checkpoint, "small")
+    if raw is not None:
+        return read_small_state(as_bytes(raw))
+    if not await redis.exists(keys.origin):
+        raise no_such(task)
+    return None
 
 
 async def published_model(redis: Redis, task: TaskName) -> PublishedModel | None:

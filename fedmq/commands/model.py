@@ -16,6 +16,7 @@ import typer
 from aggregator.checkpoint import vector_to_bytes
 from aggregator.tasks import (
     PublishedModel,
+    commit_if_any,
     kept_model,
     last_commit,
     no_such,
@@ -62,7 +63,11 @@ def list_versions(
 
     async def look() -> tuple[list[dict[str, Any]], set[int]]:
         async with redis_for(config, redis_url) as redis:
-            kept = {release.version for release in (await last_commit(redis, task)).releases}
+            last = await commit_if_any(redis, task)
+            if last is None:
+                typer.echo("no version yet; is the aggregator running?", err=True)
+                return [], set()
+            kept = {release.version for release in last.releases}
             return await version_records(redis, task), kept
 
     records, kept = asyncio.run(look())

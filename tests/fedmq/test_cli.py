@@ -91,6 +91,15 @@ def test_a_task_is_never_created_twice(redis_url: str, spec: Path) -> None:
     refused(fedmq(*command), "twice", "exists")
 
 
+def test_a_task_that_nobody_has_folded_yet_has_no_versions(redis_url: str, spec: Path) -> None:
+    created = fedmq("task", "create", "early", "--spec", str(spec), "--redis", redis_url)
+    assert created.returncode == 0, created.stderr
+    listed = fedmq("model", "list", "early", "--json", "--redis", redis_url)
+    assert json.loads(listed.stdout) == []
+    assert "is the aggregator running?" in listed.stderr
+    refused(fedmq("model", "list", "nowhere", "--redis", redis_url), "nowhere", "does not exist")
+
+
 def test_settings_come_from_the_environment_and_from_a_file(
     redis_url: str, spec: Path, tmp_path: Path
 ) -> None:
