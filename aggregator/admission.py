@@ -5,7 +5,7 @@ that a device can send raises.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from aggregator.strategies import Contribution
@@ -16,6 +16,7 @@ from schemas.log import Arrived
 from schemas.messages import ModelUpdate
 from schemas.names import shard_of
 from schemas.outcomes import Reason
+from schemas.seal import unsealed
 from schemas.task import TaskSpec
 from schemas.wire import decode_update
 
@@ -49,6 +50,21 @@ class Standing:
     epoch: int
     version: int
     bases: Mapping[int, int]
+
+
+def without_seal(arrived: Arrived, *, required: bool) -> Arrived | Rejected:
+    """Take the seal off, for a task that has ever asked for one.
+
+    Of an oversized message only the head is here: it is refused for that.
+    """
+    if arrived.size != len(arrived.data):
+        return arrived
+    data = unsealed(arrived.data, arrived.device)
+    if data is not None:
+        return replace(arrived, data=data, size=len(data))
+    if required:
+        return Rejected(Reason.CORRUPT, "the checksum is missing or wrong")
+    return arrived
 
 
 def read_header(arrived: Arrived, max_bytes: int) -> ModelUpdate | Rejected:

@@ -15,6 +15,7 @@ from aggregator.state import Answer, Changes, Release, TaskState
 from schemas.messages import Manifest, Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
+from schemas.seal import EVERYBODY, sealed
 from schemas.watch import Metrics, VersionRecord, Versions
 from schemas.window import SeqWindow
 from schemas.wire import encode_receipt
@@ -81,7 +82,7 @@ def records(state: TaskState, changes: Changes, moved: Moves) -> Iterator[Record
     for manifest in moved.spread:
         yield Spread(manifest.blob, manifest.chunk_bytes)
     if changes.model and (last := state.published) is not None:
-        yield Say("model", last.manifest, retain=True)
+        yield Say("model", told(state, last), retain=True)
     for suffix, payload in standing(state, changes).items():
         yield Say(suffix, payload, retain=True)
     for blob in moved.swept:
@@ -105,7 +106,7 @@ def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:
         said |= _candidate(state, cleared=changes.spec is not None)
     for device, version in changes.pins.items():
         release = state.releases.get(version) if version is not None else None
-        said[f"model/{device}"] = b"" if release is None else release.manifest
+        said[f"model/{device}"] = b"" if release is None else told(state, release)
     if changes.releases:
         newest = [version_record(state, r) for _, r in sorted(state.releases.items())]
         said["versions"] = msgspec.json.encode(Versions(state.epoch, tuple(newest)))
@@ -117,7 +118,13 @@ def _candidate(state: TaskState, *, cleared: bool) -> dict[str, bytes]:
     if state.spec is None or not state.spec.gate.canary:
         return {"candidate": b""} if cleared else {}
     waiting = state.published if state.candidate is None else state.releases[state.candidate]
-    return {} if waiting is None else {"candidate": waiting.manifest}
+    return {} if waiting is None else {"candidate": told(state, waiting)}
+
+
+def told(state: TaskState, release: Release) -> bytes:
+    """A release's manifest as it is published: sealed, where the task asks for checksums."""
+    wants = state.spec is not None and state.spec.codec.checksum
+    return sealed(release.manifest, EVERYBODY) if wants else release.manifest
 
 
 def version_record(state: TaskState, release: Release) -> VersionRecord:
@@ -151,7 +158,9 @@ def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
         outcome=answer.outcome,
         version=ModelVersion(state.model.version),
     )
-    return encode_receipt(receipt)
+    packed = encode_receipt(receipt)
+    wants = state.spec is not None and state.spec.codec.checksum
+    return sealed(packed, device) if wants else packed
 
 
 def metrics_json(state: TaskState) -> bytes:

@@ -58,6 +58,7 @@ class SmallState(msgspec.Struct, frozen=True):
     phase: Phase = "running"
     started_ms: int = 0
     codecs: tuple[int, ...] = ()
+    sealed: bool = False
     proposed: int | None = None
     releases: list[Release] = []
     candidate: int | None = None
@@ -89,6 +90,7 @@ def small_state(
             phase=state.phase,
             started_ms=state.started_ms,
             codecs=state.codecs,
+            sealed=state.sealed,
             proposed=state.proposed,
             releases=list(state.releases.values()),
             candidate=state.candidate,
@@ -179,6 +181,7 @@ def restore(
         views=dict(sorted(views.items())),
         good=arrays.get("good"),
         codecs=small.codecs,
+        sealed=small.sealed,
         proposed=small.proposed,
         published_ms=small.published_ms,
         buffered_ms=small.buffered_ms,

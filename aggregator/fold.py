@@ -16,7 +16,14 @@ from typing import Final
 
 import msgspec
 
-from aggregator.admission import Rejected, Standing, admit, codec_id_of, read_header
+from aggregator.admission import (
+    Rejected,
+    Standing,
+    admit,
+    codec_id_of,
+    read_header,
+    without_seal,
+)
 from aggregator.gate import done_because, finish_ms
 from aggregator.publishing import Publisher, params_of
 from aggregator.state import (
@@ -207,6 +214,7 @@ class Fold:
         state.buffered_ms = 0
         state.spec = spec
         state.codecs = tuple(sorted({*state.codecs, codec_id_of(spec)}))
+        state.sealed = state.sealed or spec.codec.checksum
         self._obey(spec)
         if strategy.views and not state.views:
             self._publisher.begin_anew()  # it mixes against published models: publish one now
@@ -304,8 +312,8 @@ class Fold:
         if self._standing is None:
             msg = "an update before the first specification"
             raise InvariantError(msg)
-        header = read_header(arrived, self._standing.spec.max_update_bytes)
         record = self._hear(entry_id, arrived)
+        header, arrived = self._opened(arrived, self._standing.spec)
         if isinstance(header, Rejected):
             self._bury(entry_id, arrived, header, record)
             nameless = Answer(Boot(0), 0, header.reason)
@@ -332,6 +340,15 @@ class Fold:
             self.changes.gone_senders.discard(sender)
         answer = Answer(header.boot, header.seq, outcome, stand_in)
         self.changes.answers[arrived.device] = answer
+
+    def _opened(self, arrived: Arrived, spec: TaskSpec) -> tuple[ModelUpdate | Rejected, Arrived]:
+        """Who the message says it is, and the message without its seal."""
+        if self.state.sealed:
+            found = without_seal(arrived, required=spec.codec.checksum)
+            if isinstance(found, Rejected):
+                return found, arrived
+            arrived = found
+        return read_header(arrived, spec.max_update_bytes), arrived
 
     def _join(self, device: DeviceId, boot: Boot, record: DeviceRecord, ms: int) -> None:
         """A new spool: the oldest of too many of one device is forgotten."""

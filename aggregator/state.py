@@ -183,6 +183,7 @@ class TaskState:
         views: published models, for strategies that need them.
         good: what travels of the last published model, when a worse one is rolled back.
         codecs: ids of the codecs that the task has asked for so far: late updates are taken too.
+        sealed: whether the task has ever asked for checksums: late updates may have one.
         proposed: the newest version that was published or proposed; None: one is due at once.
         published_ms: when that was.
         buffered_ms: when the oldest contribution in the buffer came; 0 when it is empty.
@@ -207,6 +208,7 @@ class TaskState:
     views: dict[int, Params] = field(default_factory=dict)
     good: Params | None = None
     codecs: tuple[int, ...] = ()
+    sealed: bool = False
     proposed: int | None = None
     published_ms: int = 0
     buffered_ms: int = 0

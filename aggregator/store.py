@@ -16,7 +16,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aggregator.announce import Moves, Shelf, metrics_json, moves, records, standing, version_record
+from aggregator.announce import (
+    Moves,
+    Shelf,
+    metrics_json,
+    moves,
+    records,
+    standing,
+    told,
+    version_record,
+)
 from aggregator.checkpoint import (
     SCHEMA,
     changed_devices,
@@ -260,7 +269,7 @@ def _document(state: TaskState, changes: Changes, moved: Moves) -> dict[str, obj
     if changes.spec is not None:
         document["spec"] = changes.spec
     if changes.model and (last := state.published) is not None:
-        document["manifest"] = last.manifest
+        document["manifest"] = told(state, last)
     return document
 
 

@@ -26,6 +26,7 @@ from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, Reason, outcome_name
+from schemas.seal import EVERYBODY, opened, sealed
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
 from schemas.watch import DeviceState
@@ -92,6 +93,7 @@ class Link:
         self._again = Backoff(settings.silence_s, settings.resend_longest_s)
         self._wanted: Manifest | None = None
         self._offers = Offers(canary=False)
+        self._seals = False
         self._wake_sender = asyncio.Event()
         self._wake_fetcher = asyncio.Event()
         self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
@@ -135,6 +137,7 @@ class Link:
         spec = self._stored_spec()
         canary = spec is not None and in_canary(self._device, spec.gate.canary)
         self._offers = Offers(canary=canary)
+        self._seals = spec is not None and spec.codec.checksum
         own = [topics.pin(self._device), topics.receipt(self._device), topics.spec]
         await session.subscribe([*own, self._channel_topic], qos=1)
         await self._say_state(session, online=True)
@@ -181,6 +184,7 @@ class Link:
         """Follow another specification; it also tells whether this device is a canary."""
         spec = device_spec_from_json(payload)
         await asyncio.to_thread(self._spool.save, spec=payload)
+        self._seals = spec.codec.checksum
         canary = in_canary(self._device, spec.gate.canary)
         if canary != self._offers.canary:
             await session.unsubscribe([self._channel_topic])
@@ -200,7 +204,7 @@ class Link:
         if not payload:  # cleared: whatever was held against this device is over
             await self._bar(banned=False)
             return
-        receipt = decode_receipt(payload)
+        receipt = decode_receipt(opened(payload, self._device))
         if receipt.outcome != FOLDED:
             reason = outcome_name(receipt.outcome)
             log.warning("update_rejected seq=%d reason=%s", receipt.seq, reason)
@@ -224,7 +228,8 @@ class Link:
 
     def _hear_manifest(self, channel: Channel, payload: bytes) -> None:
         """Note what a channel offers, and want what counts now."""
-        self._offers.hear(channel, decode_manifest(payload) if payload else None)
+        plain = opened(payload, EVERYBODY)
+        self._offers.hear(channel, decode_manifest(plain) if plain else None)
         if self._offers.counts is None:
             return
         source = (self._spool.load("channel") or b"model").decode()
@@ -336,11 +341,15 @@ class Link:
             for update in updates:
                 when = due.setdefault(update.seq, self._first_due(update, now))
                 if when <= now and await asyncio.to_thread(self._spool.mark_sent, update.seq):
-                    await session.publish(self._topics.up(self._device), update.message)
+                    await session.publish(self._topics.up(self._device), self._said(update))
                     tries[update.seq] = tries.get(update.seq, 0) + 1
                     due[update.seq] = monotonic() + self._pause(tries[update.seq])
             nearest = min((due[u.seq] for u in updates), default=now + 3600.0)
             await _wait(self._wake_sender, nearest - monotonic())
+
+    def _said(self, update: OpenUpdate) -> bytes:
+        """An update as it goes out: sealed, when the task asks for it now."""
+        return sealed(update.message, self._device) if self._seals else update.message
 
     def _first_due(self, update: OpenUpdate, now: float) -> float:
         """At once; one that was sent before leaves its Receipt a moment to arrive."""

@@ -32,6 +32,7 @@ class Reason(IntEnum):
     BAD_NUMBER = 32  # a field outside its range: num_examples, seq, weight ...
     BANNED = 33  # the operator takes nothing from this device
     FINISHED = 34  # the task is finished: its model no longer changes
+    CORRUPT = 35  # its checksum is missing or wrong: nothing in it is believed, nothing is settled
 
 
 def outcome_name(code: int) -> str:

@@ -30,7 +30,7 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`")
 
-UNDERSTOOD: Final = ("kinds", "when")
+UNDERSTOOD: Final = ("kinds", "when", "checksum")
 """What this version understands of a task's `needs`."""
 
 _FOR_DEVICES: Final = ("params", "train", "codec", "evaluate", "gate", "phase")
@@ -341,7 +341,7 @@ def _needs(spec: TaskSpec) -> tuple[str, ...]:
     """What a device must obey, or leave the task alone: it would do harm, not just less."""
     masked = any(tensor.kind != "trained" for tensor in spec.params.tensors)
     conditional = spec.train.when != Conditions()
-    found = {"kinds": masked, "when": conditional}
+    found = {"kinds": masked, "when": conditional, "checksum": spec.codec.checksum}
     return tuple(need for need in UNDERSTOOD if found[need])
 
 

@@ -28,8 +28,9 @@ from mqtt_session.settings import MqttSettings
 from schemas.channels import CHANNELS
 from schemas.codecs import CODECS
 from schemas.errors import WireError
-from schemas.names import task_name
+from schemas.names import DeviceId, task_name
 from schemas.outcomes import outcome_name
+from schemas.seal import EVERYBODY, opened
 from schemas.topics import checked_prefix
 from schemas.wire import decode_manifest, decode_receipt, decode_update
 
@@ -117,11 +118,12 @@ def _words(topic: str, payload: bytes) -> Iterator[str]:
                 yield f"codec={codec.name if codec else update.codec} bytes={len(payload)}"
                 yield from (f"{name}={value:.4g}" for name, value in update.metrics.items())
             case "receipt":
-                receipt = decode_receipt(payload)
+                device = DeviceId(topic.rpartition("/")[2])
+                receipt = decode_receipt(opened(payload, device))
                 yield f"seq={receipt.seq} {outcome_name(receipt.outcome)} low={receipt.low}"
                 yield f"version={receipt.version}"
             case "model" | "candidate":
-                manifest = decode_manifest(payload)
+                manifest = decode_manifest(opened(payload, EVERYBODY))
                 yield f"epoch={manifest.epoch} version={manifest.version}"
                 yield f"blob={manifest.blob} bytes={manifest.blob_bytes} chunks={manifest.chunks}"
             case _:

@@ -24,10 +24,13 @@ class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: `float32` (dense) or `topk_int8` (the largest coordinates, with error feedback).
         density: for sparse codecs, the share of coordinates sent, above 0 and at most 1.
+        checksum: updates, manifests and receipts carry a CRC-32: for links without TLS whose bytes
+            may be altered on the way; costs 4 bytes an update.
     """
 
     name: str = "topk_int8"
     density: float = 0.05
+    checksum: bool = False
 
 
 # The generator's type is quoted here and everywhere on the device's side: evaluating it would load

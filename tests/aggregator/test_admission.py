@@ -17,9 +17,10 @@ from schemas.log import HEAD_BYTES, Arrived
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.outcomes import Reason
+from schemas.seal import sealed
 from schemas.task import LimitOptions
 from schemas.wire import encode_update
-from tests.aggregator.world import SIZE, TENSORS, arrived, encoded, make_spec
+from tests.aggregator.world import DEVICE, SIZE, TENSORS, World, arrived, encoded, make_spec
 
 LIMIT = 400
 BASES = {6: 66, 8: 88, 9: 99}
@@ -341,3 +342,42 @@ def test_a_flipped_byte_never_raises(place, value):
     data = bytearray(encode_update(update()))
     data[place % len(data)] = value
     assert isinstance(judge(bytes(data)), Rejected | Contribution)
+
+
+# -- seals -------------------------------------------------------------------------------------
+
+
+def test_an_altered_update_settles_nothing_and_the_same_one_is_folded_when_it_comes_whole():
+    world = World(make_spec(checksum=True))
+    whole = sealed(encode_update(world.update()), DEVICE)
+    for place in range(len(whole)):
+        altered = bytearray(whole)
+        altered[place] ^= 0x10
+        world.append(arrived(bytes(altered)))
+    assert world.state.tally.rejected == {"corrupt": len(whole)}
+    assert not world.state.windows
+    answer = world.changes().answers[DEVICE]
+    assert (answer.boot, answer.seq, answer.outcome) == (0, 0, Reason.CORRUPT)
+    world.append(arrived(whole))
+    assert world.state.tally.folded == 1
+
+
+def test_an_update_under_another_devices_name_is_corrupt():
+    world = World(make_spec(checksum=True))
+    world.append(arrived(sealed(encode_update(world.update()), DEVICE), device="other"))
+    assert world.state.tally.rejected == {"corrupt": 1}
+
+
+def test_a_seal_that_is_no_longer_asked_for_is_taken_off_all_the_same():
+    world = World(make_spec(checksum=True))
+    late, plain = world.update(), world.update()
+    world.respecify(make_spec())
+    world.append(arrived(sealed(encode_update(late), DEVICE)))
+    world.append(arrived(encode_update(plain)))
+    assert (world.state.tally.folded, world.state.tally.rejected) == (2, {})
+
+
+def test_a_task_that_never_asked_for_seals_takes_four_bytes_more_for_a_wrong_length():
+    world = World()
+    world.append(arrived(sealed(encode_update(world.update()), DEVICE)))
+    assert world.state.tally.rejected == {"oversized": 1}

@@ -631,6 +631,7 @@ SPECS = [
     make_spec(name="fedasync", alpha=0.6, views=3, staleness=StalenessOptions("hinge", b=1.0)),
     make_spec(name="fedasync", alpha=0.3, views=2, publish=PublishOptions(every=2)),
     make_spec(codec="topk_int8", buffer_size=3, momentum=0.5, examples_unit=10),
+    make_spec(checksum=True),
     make_spec(
         evaluate=EvaluateOptions(min_devices=1),
         gate=GateOptions("accuracy", canary=0.5, patience_s=0.1, on_worse="rollback"),

@@ -22,6 +22,7 @@ from schemas.log import Arrived, Body, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
+from schemas.seal import sealed
 from schemas.task import (
     EvaluateOptions,
     FinishOptions,
@@ -52,6 +53,7 @@ def options(**given: Any) -> StrategyOptions:
 def make_spec(
     *,
     codec: str = "float32",
+    checksum: bool = False,
     publish: PublishOptions | None = None,
     limits: LimitOptions | None = None,
     evaluate: EvaluateOptions | None = None,
@@ -64,7 +66,7 @@ def make_spec(
     return TaskSpec(
         params=params,
         strategy=options(**strategy),
-        codec=CodecOptions(codec, density=0.5),
+        codec=CodecOptions(codec, density=0.5, checksum=checksum),
         publish=publish or PublishOptions(),
         limits=limits or LimitOptions(),
         evaluate=evaluate or EvaluateOptions(),
@@ -170,6 +172,8 @@ class World:
     def send(self, delta: Params | None = None, *, device: str = DEVICE, **given: Any) -> bytes:
         """Send a good update, or one that differs in what is given. Returns its bytes."""
         data = encode_update(self.update(delta, device=device, **given))
+        if self.spec is not None and self.spec.codec.checksum:
+            data = sealed(data, DeviceId(device))
         self.append(arrived(data, device=device))
         return data
 
