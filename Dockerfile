@@ -7,6 +7,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY schemas schemas
 COPY lifetimes lifetimes
+COPY redis_session redis_session
 COPY mqtt_session mqtt_session
 COPY edge_agent edge_agent
 COPY broker broker

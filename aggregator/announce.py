@@ -16,7 +16,7 @@ from schemas.messages import Manifest, Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
 from schemas.seal import EVERYBODY, sealed
-from schemas.watch import Metrics, VersionRecord, Versions
+from schemas.watch import Metrics, Pressure, VersionRecord, Versions
 from schemas.window import SeqWindow
 from schemas.wire import encode_receipt
 
@@ -75,7 +75,9 @@ def _needed_on_broker(state: TaskState) -> list[Manifest]:
     return [state.releases[v].named for v in sorted(versions) if v in state.releases]
 
 
-def records(state: TaskState, changes: Changes, moved: Moves) -> Iterator[Record]:
+def records(
+    state: TaskState, changes: Changes, moved: Moves, pressure: Pressure
+) -> Iterator[Record]:
     """Everything to say for one commit, in order."""
     if changes.spec is not None:
         yield Say("spec", changes.spec, retain=True)
@@ -94,7 +96,7 @@ def records(state: TaskState, changes: Changes, moved: Moves) -> Iterator[Record
     for device in sorted(changes.erased):
         yield Say(f"receipt/{device}", b"", retain=True)
         yield Say(f"state/{device}", b"", retain=True)
-    yield Say("metrics", metrics_json(state), retain=True)
+    yield Say("metrics", metrics_json(state, pressure), retain=True)
     for event in changes.events:
         yield Say("events", msgspec.json.encode(event), retain=False)
 
@@ -163,8 +165,8 @@ def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
     return sealed(packed, device) if wants else packed
 
 
-def metrics_json(state: TaskState) -> bytes:
-    """The retained metrics: counters since the task's origin."""
+def metrics_json(state: TaskState, pressure: Pressure) -> bytes:
+    """The retained metrics: counters since the task's origin, and what the bridges have noted."""
     tally, last = state.tally, state.published
     return msgspec.json.encode(
         Metrics(
@@ -183,5 +185,9 @@ def metrics_json(state: TaskState) -> bytes:
             devices=len(state.devices),
             spools=len(state.windows),
             at_ms=state.cursor.ms,
+            busy=pressure.busy,
+            busy_times=pressure.busy_times,
+            busy_s=pressure.busy_s,
+            dropped=pressure.dropped,
         )
     )

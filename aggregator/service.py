@@ -7,6 +7,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Final, NoReturn
 
@@ -14,12 +15,16 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from aggregator.archiver import Archiver
+from aggregator.depot import Depot
 from aggregator.fold import Fold
 from aggregator.judge import Evaluate, Judge
+from aggregator.peers import Peers
 from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, TaskState
-from aggregator.store import Position, TaskStore, as_bytes, connect
+from aggregator.store import Position, TaskStore, as_bytes
 from lifetimes.together import end, together
+from redis_session.connection import connect, failovers
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import Arrived, Body, Entry, ModelSet, Tick
 from schemas.names import TaskName, task_name
@@ -44,6 +49,10 @@ class StaleMemoryError(Exception):
     """A commit was refused: somebody else holds the task, or Redis is another one."""
 
 
+class HandedOver(Exception):  # noqa: N818 - no error: another aggregator is to hold the task
+    """The task is another one's share."""
+
+
 async def serve(
     settings: AggregatorSettings, *, evaluators: Mapping[str, Evaluate] | None = None
 ) -> None:
@@ -51,12 +60,15 @@ async def serve(
 
     `evaluators` measure the versions of the tasks they are named for.
     """
-    token = secrets.token_hex(16)
     named = settings.task_names
+    if settings.archive_url:
+        Depot(settings.archive_url)  # an impossible one is refused before anything begins
+    peers = Peers(secrets.token_hex(16), named)
     running: dict[str, asyncio.Task[None]] = {}
     try:
         while True:
-            wanted = named or await _known_tasks(settings)
+            known = await _look_around(settings, peers)
+            wanted = named or known
             if wanted is not None:
                 gone = [running.pop(task) for task in set(running) - set(wanted)]
                 await end(gone)  # they were deleted
@@ -64,17 +76,19 @@ async def serve(
                 if task not in running:
                     name = f"fedmq.aggregator[{task}]"
                     judge = (evaluators or {}).get(task)
-                    serving = _keep_serving(TaskName(task), settings, token, judge)
+                    serving = _keep_serving(TaskName(task), settings, peers, judge)
                     running[task] = asyncio.create_task(serving, name=name)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(min(1.0, settings.lease_s / 4))
     finally:
         await end(running.values())
+        await _say_goodbye(settings, peers)
 
 
-async def _known_tasks(settings: AggregatorSettings) -> Sequence[str] | None:
-    """All tasks; None while Redis does not tell."""
+async def _look_around(settings: AggregatorSettings, peers: Peers) -> Sequence[str] | None:
+    """All tasks, and who else is alive; None while Redis does not tell."""
     try:
         async with connect(settings.redis_url) as redis:
+            await peers.say_alive(redis, round(settings.lease_s * 1000))
             members = await redis.smembers(TASKS)
         return sorted(task_name(as_bytes(member).decode()) for member in members)
     except (RedisError, OSError) as exc:
@@ -82,14 +96,21 @@ async def _known_tasks(settings: AggregatorSettings) -> Sequence[str] | None:
         return None
 
 
+async def _say_goodbye(settings: AggregatorSettings, peers: Peers) -> None:
+    """Nobody need wait for this process; if Redis is not there, they find out by themselves."""
+    with suppress(RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(1.0), connect(settings.redis_url) as redis:
+            await peers.say_goodbye(redis)
+
+
 async def _keep_serving(
-    task: TaskName, settings: AggregatorSettings, token: str, evaluate: Evaluate | None
+    task: TaskName, settings: AggregatorSettings, peers: Peers, evaluate: Evaluate | None
 ) -> None:
     told = ""
     while True:
         try:
             async with connect(settings.redis_url) as redis:
-                waits_for = await _session(redis, task, settings, token, evaluate)
+                waits_for = await _session(redis, task, settings, peers, evaluate)
             if waits_for != told:
                 log.info("waiting task=%s: %s", task, waits_for)
             told = waits_for
@@ -107,14 +128,12 @@ async def _session(
     redis: Redis,
     task: TaskName,
     settings: AggregatorSettings,
-    token: str,
+    peers: Peers,
     evaluate: Evaluate | None,
 ) -> str:
     """Serve a task as long as it can be; otherwise, after a moment, say what it waits for."""
-    store = TaskStore(redis, TaskKeys(task), token)
-    lease_ms = round(settings.lease_s * 1000)
-    if not await store.hold(lease_ms):
-        await asyncio.sleep(settings.lease_s / 5)
+    store = TaskStore(redis, TaskKeys(task), peers.token)
+    if not await _hold(store, task, settings, peers):
         return "another aggregator holds it"
     try:
         loaded = await store.load()
@@ -123,40 +142,93 @@ async def _session(
             return "it has not been created yet"
         state, position = loaded
         log.info("loaded task=%s version=%d cursor=%s", task, state.model.version, state.cursor)
+        await _mind_failovers(redis, store, settings, state, task)
         judge = Judge(task, store, evaluate)
         judge.look(state)
+        archiver = Archiver(redis, task, peers.token, settings)
+        archiver.look(state.cursor)
         fold = Fold(state)
         if position.migrated:
             fold.changes.devices |= state.devices.keys()
             fold.changes.releases |= state.releases
-        folding = _fold_on(task, store, settings, fold=fold, position=position, judge=judge)
-        await together(folding, judge.run())
-    except asyncio.CancelledError:
+        folding = _fold_on(
+            task,
+            store,
+            settings,
+            peers,
+            fold=fold,
+            position=position,
+            judge=judge,
+            archiver=archiver,
+        )
+        await together(folding, judge.run(), archiver.run())
+    except (asyncio.CancelledError, HandedOver) as exc:
         await store.release()
+        if isinstance(exc, HandedOver):
+            return "another aggregator is to hold it"
         raise
     return "its session has ended"
+
+
+async def _hold(
+    store: TaskStore, task: TaskName, settings: AggregatorSettings, peers: Peers
+) -> bool:
+    """Take the lease; what is another's share only when that one does not come for it."""
+    pause_s = settings.lease_s / 5
+    if not peers.mine(task):
+        for _ in range(5):
+            await asyncio.sleep(pause_s)
+            if await store.is_held():
+                return False
+    if await store.hold(round(settings.lease_s * 1000)):
+        return True
+    await asyncio.sleep(pause_s)
+    return False
+
+
+async def _mind_failovers(
+    redis: Redis,
+    store: TaskStore,
+    settings: AggregatorSettings,
+    state: TaskState,
+    task: TaskName,
+) -> None:
+    """Another server is the primary now: what the old one promised last may be lost."""
+    count = await failovers(redis)
+    if count is None:
+        return
+    wanted = settings.after_failover == "epoch"
+    if await store.note_failovers(count, state, raise_epoch=wanted):
+        log.warning("failover task=%s: its epoch is raised", task)
 
 
 async def _fold_on(
     task: TaskName,
     store: TaskStore,
     settings: AggregatorSettings,
+    peers: Peers,
     *,
     fold: Fold,
     position: Position,
     judge: Judge,
+    archiver: Archiver,
 ) -> NoReturn:
     lease_ms = round(settings.lease_s * 1000)
-    renewed, tidied = monotonic(), 0.0
+    renewed, tidied, mine = monotonic(), 0.0, monotonic()
+    pressure = await store.pressure()
     count = 16
     while True:
         if monotonic() - tidied > TIDY_S:
-            await store.tidy(fold.state.cursor, settings)
+            await store.tidy(fold.state.cursor, settings, archived=archiver.bound)
             tidied = monotonic()
         if monotonic() - renewed > settings.lease_s / 4:
             if not await store.hold(lease_ms):
                 raise StaleMemoryError
             renewed = monotonic()
+            pressure = await store.pressure()
+            mine = renewed if peers.mine(task) else mine
+            if renewed - mine > settings.lease_s:  # not for one moment's view of who is alive
+                raise HandedOver
         block_ms = await _until_deadline(store, fold, lease_ms // 4)
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
@@ -164,12 +236,18 @@ async def _fold_on(
         await asyncio.to_thread(_apply, fold, entries)
         changes = fold.take_changes()
         committed = await store.commit(
-            fold.state, changes, position, log_keep_ms=round(settings.log_keep_s * 1000)
+            fold.state,
+            changes,
+            position,
+            log_keep_ms=round(settings.log_keep_s * 1000),
+            pressure=pressure,
+            archived=archiver.bound,
         )
         if committed is None:
             raise StaleMemoryError
         position = committed
         judge.look(fold.state)
+        archiver.look(fold.state.cursor, sum(_bytes(entry.body) for entry in entries))
         _report(task, changes, fold.state)
         count = _next_count(entries, count)
 

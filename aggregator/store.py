@@ -13,8 +13,6 @@ from typing import Any, Final
 import msgpack
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from aggregator.announce import (
     Moves,
@@ -42,14 +40,18 @@ from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, DeadLetter, TaskState, origin_state
 from schemas.errors import InvariantError
 from schemas.keys import TaskKeys
-from schemas.log import Body, Entry, EntryId, from_fields, to_fields
+from schemas.log import Body, Entry, EntryId, EpochSet, from_fields, to_fields
 from schemas.names import Epoch
 from schemas.outbox import to_fields as record_fields
 from schemas.streams import stream_pairs
+from schemas.watch import Pressure
 
 COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
 DEAD_LETTERS_KEPT: Final = 4096
 """Dead letters kept a task: with their 4 KiB heads at most 16 MiB."""
+
+CALM: Final = Pressure()
+"""What the bridges say when nothing is the matter."""
 
 _SHRINK: Final = 64
 """Entries that leave a stream at once when it is too large."""
@@ -61,17 +63,19 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
+_FAILOVER_LUA: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+local known = tonumber(redis.call('HGET', KEYS[2], 'failovers'))
+redis.call('HSET', KEYS[2], 'failovers', ARGV[2])
+if ARGV[3] ~= '1' or not known or known >= tonumber(ARGV[2]) then return 0 end
+redis.call('XADD', KEYS[3], '*', unpack(cmsgpack.unpack(ARGV[4])))
+return 1
+"""
+
 _RELEASE_LUA: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 """
-
-
-def connect(url: str) -> Redis:
-    """A client that raises at the first broken connection instead of trying again by itself."""
-    return Redis.from_url(
-        url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30
-    )
 
 
 def as_bytes(value: object) -> bytes:
@@ -115,14 +119,36 @@ class TaskStore:
         self._commit = redis.register_script(COMMIT_LUA)
         self._hold = redis.register_script(_HOLD_LUA)
         self._release = redis.register_script(_RELEASE_LUA)
+        self._failover = redis.register_script(_FAILOVER_LUA)
 
     async def hold(self, ttl_ms: int) -> bool:
         """Take or renew the lease on the task; False while another holds it."""
         return bool(await self._hold(keys=[self._keys.holder], args=[self._token, ttl_ms]))
 
+    async def is_held(self) -> bool:
+        """Whether anybody holds the task now."""
+        return bool(await self._redis.exists(self._keys.holder))
+
     async def release(self) -> None:
         """Give the lease back, if it is still ours."""
         await self._release(keys=[self._keys.holder], args=[self._token])
+
+    async def note_failovers(self, count: int, state: TaskState, *, raise_epoch: bool) -> bool:
+        """Note how often the primary was replaced; tell whether the epoch was raised for it.
+
+        It is when the primary was replaced since the last time, and the epoch is to be raised then.
+        """
+        moved = _flat(to_fields(EpochSet(state.epoch + 1)))
+        done = await self._failover(
+            keys=[self._keys.holder, self._keys.origin, self._keys.log],
+            args=[self._token, count, int(raise_epoch), pack_for_lua(moved)],
+        )
+        return int(done) == 1
+
+    async def pressure(self) -> Pressure:
+        """How the bridge fares with the log."""
+        raw = await self._redis.get(self._keys.pressure)
+        return msgspec.json.decode(raw, type=Pressure) if raw else Pressure()
 
     async def load(self) -> tuple[TaskState, Position] | None:
         """The state at the last commit, or at the origin; None when there is no such task."""
@@ -174,10 +200,12 @@ class TaskStore:
         fields: dict[Any, Any] = dict(to_fields(body))
         await self._redis.xadd(self._keys.log, fields, nomkstream=True)
 
-    async def tidy(self, cursor: EntryId, settings: AggregatorSettings) -> None:
+    async def tidy(
+        self, cursor: EntryId, settings: AggregatorSettings, *, archived: EntryId | None = None
+    ) -> None:
         """Keep log, dead letters and records of versions within their bounds.
 
-        Of the log nothing goes that was not folded.
+        Of the log nothing goes that was not folded, nor, with an archive, was not archived.
         """
         keys = self._keys
         if settings.dead_keep_s:
@@ -186,7 +214,8 @@ class TaskStore:
         if settings.dead_keep_bytes:
             await self._shrink(keys.dead, settings.dead_keep_bytes, None)
         if settings.log_keep_bytes:
-            await self._shrink(keys.log, settings.log_keep_bytes, cursor)
+            until = cursor if archived is None else min(cursor, _before(archived))
+            await self._shrink(keys.log, settings.log_keep_bytes, until)
         versions: Any = await self._redis.hkeys(keys.versions)
         spare = sorted(versions, key=int)[: max(0, len(versions) - settings.versions_keep)]
         if spare:
@@ -204,13 +233,24 @@ class TaskStore:
             await self._redis.xtrim(key, minid=str(after), approximate=False)
 
     async def commit(
-        self, state: TaskState, changes: Changes, position: Position, *, log_keep_ms: int
+        self,
+        state: TaskState,
+        changes: Changes,
+        position: Position,
+        *,
+        log_keep_ms: int,
+        pressure: Pressure = CALM,
+        archived: EntryId | None = None,
     ) -> Position | None:
-        """Write everything at once; None when refused, and then the memory is stale."""
+        """Write everything at once; None when refused, and then the memory is stale.
+
+        `archived` is up to where the archive holds the log; None: there is no archive.
+        """
         moved = moves(state, position.shelf)
-        document = _document(state, changes, moved)
+        document = _document(state, changes, moved, pressure)
         if log_keep_ms and state.cursor.ms > log_keep_ms:
-            document["log_keep"] = str(state.cursor.ms - log_keep_ms)
+            oldest = EntryId(state.cursor.ms - log_keep_ms)
+            document["log_keep"] = str(oldest if archived is None else min(oldest, archived))
         done = await self._commit(
             keys=self._commit_keys(changes, moved),
             args=[self._token, position.serial, position.run_id, pack_for_lua(document)],
@@ -241,7 +281,9 @@ class TaskStore:
         ]
 
 
-def _document(state: TaskState, changes: Changes, moved: Moves) -> dict[str, object]:
+def _document(
+    state: TaskState, changes: Changes, moved: Moves, pressure: Pressure
+) -> dict[str, object]:
     """What commit.lua is told."""
     vectors = changed_vectors(state, changes)
     said = standing(state, changes)
@@ -261,8 +303,10 @@ def _document(state: TaskState, changes: Changes, moved: Moves) -> dict[str, obj
         "spread": {m.blob: str(m.chunk_bytes) for m in moved.spread},
         "swept": [blob.name for blob in moved.swept],
         "blobs": [publication.blob for publication in changes.publications],
-        "metrics": metrics_json(state),
-        "out": [_flat(record_fields(record)) for record in records(state, changes, moved)],
+        "metrics": metrics_json(state, pressure),
+        "out": [
+            _flat(record_fields(record)) for record in records(state, changes, moved, pressure)
+        ],
         "dead": [[str(letter.id), _flat(_letter_fields(letter))] for letter in changes.dead],
         "dead_keep": DEAD_LETTERS_KEPT,
     }
@@ -271,6 +315,13 @@ def _document(state: TaskState, changes: Changes, moved: Moves) -> dict[str, obj
     if changes.model and (last := state.published) is not None:
         document["manifest"] = told(state, last)
     return document
+
+
+def _before(entry: EntryId) -> EntryId:
+    """The id before this one: the last archived entry stays, and shows where the archive ends."""
+    if entry.serial:
+        return EntryId(entry.ms, entry.serial - 1)
+    return EntryId(entry.ms - 1, (1 << 64) - 1)
 
 
 def _letter_fields(letter: DeadLetter) -> dict[bytes, bytes]:

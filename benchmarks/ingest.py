@@ -33,10 +33,10 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from redis import Redis
 
-from aggregator.store import connect
 from aggregator.tasks import create_task
 from benchmarks.report import Aim, Arguments, Report, generator, progress, run
 from benchmarks.servers import cpu_seconds, fedmq
+from redis_session.connection import connect
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.keys import TaskKeys
 from schemas.messages import ModelUpdate

@@ -3,6 +3,9 @@
 A message is acknowledged to the MQTT broker only after Redis has it, in order. Whatever goes wrong
 ends the connection: unacknowledged messages come again, and what was appended twice is a
 duplicate that the fold knows. Never opens an envelope.
+
+Stopped, it finishes the batch in its hands, acknowledges it, and gives its leases back. Several may
+work side by side, each on some shards; one of them carries a task's way down.
 """
 
 import asyncio
@@ -10,116 +13,202 @@ import logging
 import random
 import secrets
 from collections.abc import Collection
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from time import monotonic
+from typing import Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker.downlink import carry_downlink
-from broker.queue import Queue, connect
-from broker.routing import Routed, route
+from broker.busy import Crier, cry_away
+from broker.downlink import Downlink
+from broker.pressure import Gauge
+from broker.queue import Queue, QueueFullError
+from broker.routing import Message, Routed, route
 from broker.settings import BridgeSettings
-from lifetimes.together import end, together
+from lifetimes.together import end, finished, together
 from mqtt_session.address import address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError, Session, keep_connected
 from mqtt_session.session import connect as connect_mqtt
+from redis_session.connection import connect
 from schemas.messages import Receipt
 from schemas.names import Boot, Epoch, ModelVersion, TaskName
 from schemas.outcomes import Reason
-from schemas.topics import TaskTopics, checked_prefix, state_filter, uplink_filter
+from schemas.topics import (
+    SHARDS,
+    TaskTopics,
+    checked_prefix,
+    read_shards,
+    state_filter,
+    uplink_filters,
+)
 from schemas.wire import encode_receipt
 
 log = logging.getLogger("fedmq.bridge")
 
+DRAIN_S: Final = 3.0
+"""How long a bridge that is stopped may take for the batch in its hands."""
 
-async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
-    """Run the bridge until cancelled."""
-    checked_prefix(settings.prefix)
-    token = secrets.token_hex(16)
+AGAIN_S: Final = 0.5
+"""The pause before a batch is tried again that a full Redis has refused."""
 
-    def door() -> AbstractAsyncContextManager[Session]:
-        return connect_mqtt(settings, client_id=settings.client_id, clean=False, manual_ack=True)
+GOODBYE_S: Final = 0.5
+"""How long saying that Redis is away, or giving leases back, may take."""
 
-    async def use(session: Session) -> None:
+
+class Bridge:
+    """One bridge process: what outlives its connections."""
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._settings = settings
+        self._prefix = checked_prefix(settings.prefix)
+        self._shards = read_shards(settings.shards)
+        self._token = secrets.token_hex(16)
+        self._gauge = Gauge(settings.slow_s, settings.log_max_bytes)
+        self._tasks: list[TaskName] = []
+
+    def door(self) -> AbstractAsyncContextManager[Session]:
+        """One connection: persistent on the broker, acknowledged by hand."""
+        client_id = self._settings.client_id
+        return connect_mqtt(self._settings, client_id=client_id, clean=False, manual_ack=True)
+
+    async def use(self, session: Session) -> None:
+        """Carry messages over one connection until it, or Redis, ends."""
         try:
-            async with connect(settings.redis_url) as redis:
-                await _carry(session, redis, settings, token)
+            async with connect(self._settings.redis_url) as redis:
+                await self._carry(session, redis)
         except (RedisError, OSError) as exc:
             log.warning("redis_lost error=%s: connecting again", exc)
+            with suppress(LinkError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await cry_away(session, self._prefix, self._tasks)
             msg = "Redis is not there"
             raise LinkError(msg) from exc
 
-    await keep_connected(door, use, rng=rng, backoff=Backoff(0.2, 5.0))
+    async def _carry(self, session: Session, redis: Redis) -> None:
+        queue = Queue(redis, self._token)
+        await queue.begin()  # no Redis, no uplink: fail before the first message is taken
+        if queue.fsync != "always":
+            log.warning(
+                "weaker_promise appendfsync=%s: receipts wait, and what Redis loses with its "
+                "machine is lost; set appendonly yes and appendfsync always",
+                queue.fsync,
+            )
+        crier = Crier(session, queue, self._gauge, self._prefix)
+        await together(self._uplink(session, queue, crier), self._begin(session, queue, crier))
 
+    async def _begin(self, session: Session, queue: Queue, crier: Crier) -> None:
+        """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
+        mine = uplink_filters(self._prefix, self._shards)
+        await session.subscribe(mine[:8], qos=1)
+        if mine[8:]:
+            await session.subscribe(mine[8:], qos=1)
+        await session.unsubscribe(self._others(mine))
+        log.info("connected mqtt=%s", address_of(self._settings))
+        await together(self._downlinks(session, queue), self._watch(crier))
 
-async def _carry(session: Session, redis: Redis, settings: BridgeSettings, token: str) -> None:
-    queue = Queue(redis, token)
-    await queue.tasks()  # no Redis, no uplink: fail before the first message is taken
-    await together(_uplink(session, queue, settings), _begin(session, queue, settings))
+    def _others(self, mine: Collection[str]) -> list[str]:
+        """What an earlier life of this session, with other shards, may have subscribed to."""
+        each = (uplink_filters(self._prefix, frozenset(shard)) for shard in SHARDS)
+        every = {*uplink_filters(self._prefix), *(name for (name,) in each)}
+        return sorted(every - set(mine))
 
+    # -- the way up ------------------------------------------------------------------------
 
-async def _begin(session: Session, queue: Queue, settings: BridgeSettings) -> None:
-    """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
-    await session.subscribe([uplink_filter(settings.prefix)], qos=1)
-    log.info("connected mqtt=%s", address_of(settings))
-    await _downlinks(session, queue, settings)
-
-
-async def _uplink(session: Session, queue: Queue, settings: BridgeSettings) -> None:
-    carried, told = 0, monotonic()
-    while True:
-        batch = await session.receive()
-        await _lift(session, queue, settings, batch)
-        carried += len(batch)
-        if monotonic() - told > 10:
-            log.info("uplink messages=%d", carried)
-            told = monotonic()
-
-
-async def _lift(
-    session: Session, queue: Queue, settings: BridgeSettings, batch: list[Inbound]
-) -> None:
-    """Append one batch, and only then acknowledge it."""
-    limit = settings.max_message_bytes
-    messages = [route(settings.prefix, m.topic, m.payload, max_bytes=limit) for m in batch]
-    known = await queue.append(messages)
-    for message, ok in zip(messages, known, strict=True):
-        if not ok and isinstance(message, Routed):
-            await _refuse(session, queue, settings, message)
-    session.acknowledge(batch)
-
-
-async def _refuse(
-    session: Session, queue: Queue, settings: BridgeSettings, message: Routed
-) -> None:
-    """Answer a device whose task nobody knows: the one refusal that the fold cannot make."""
-    device = message.arrived.device
-    log.warning("update_rejected task=%s device=%s reason=unknown_task", message.task, device)
-    await queue.bury(message.task, message)
-    receipt = Receipt(Epoch(0), Boot(0), 0, 0, 0, Reason.UNKNOWN_TASK, ModelVersion(0))
-    topic = TaskTopics(settings.prefix, message.task).receipt(device)
-    await session.publish(topic, encode_receipt(receipt))
-
-
-async def _downlinks(session: Session, queue: Queue, settings: BridgeSettings) -> None:
-    """Carry every task's outbox, and those of tasks that are created meanwhile."""
-    running: dict[TaskName, asyncio.Task[None]] = {}
-    try:
+    async def _uplink(self, session: Session, queue: Queue, crier: Crier) -> None:
+        carried, told = 0, monotonic()
         while True:
-            for task in [task for task, run in running.items() if run.done()]:
-                running.pop(task).result()  # a deleted task has been cleared, or a failure is told
-            names = [*await queue.tasks(), *await queue.leaving()]
-            if not running.keys() >= set(names):  # who said hello before is heard once more
-                await session.subscribe([state_filter(settings.prefix)], qos=0)
-            for task in names:
-                if task not in running:
-                    carrying = carry_downlink(session, queue, task, settings)
-                    running[task] = asyncio.create_task(carrying, name=f"fedmq.bridge[{task}]")
-            await _first_failure(running.values(), timeout_s=1.0)
-    finally:
-        await end(running.values())
+            batch = await session.receive()
+            await finished(self._lift(session, queue, crier, batch), within_s=DRAIN_S)
+            carried += len(batch)
+            if monotonic() - told > 10:
+                log.info("uplink messages=%d", carried)
+                told = monotonic()
+
+    async def _lift(
+        self, session: Session, queue: Queue, crier: Crier, batch: list[Inbound]
+    ) -> None:
+        """Append one batch, and only then acknowledge it."""
+        limit = self._settings.max_message_bytes
+        routed = [route(self._prefix, m.topic, m.payload, max_bytes=limit) for m in batch]
+        messages = [message for message in routed if not self._too_much(message, crier)]
+        known = await self._append(queue, messages) if messages else []
+        for message, ok in zip(messages, known, strict=True):
+            if not ok and isinstance(message, Routed):
+                await self._refuse(session, queue, message)
+        session.acknowledge(batch)
+
+    def _too_much(self, message: Message, crier: Crier) -> bool:
+        """Whether the log has no room for it; its device sends it again, and others go on."""
+        if not isinstance(message, Routed) or not self._gauge.is_behind(message.task):
+            return False
+        crier.drop(message.task)
+        return True
+
+    async def _append(self, queue: Queue, messages: list[Message]) -> list[bool]:
+        """Append a batch, trying again while Redis is full: nothing is acknowledged meanwhile."""
+        while True:
+            began = monotonic()
+            try:
+                known = await queue.append(messages)
+            except QueueFullError as exc:
+                log.warning("redis_full error=%s: trying again", exc)
+                self._gauge.refused()
+                await asyncio.sleep(AGAIN_S)
+                continue
+            now = monotonic()
+            self._gauge.appended(now - began, now)
+            return known
+
+    async def _refuse(self, session: Session, queue: Queue, message: Routed) -> None:
+        """Answer a device whose task nobody knows: the one refusal that the fold cannot make."""
+        device = message.arrived.device
+        log.warning("update_rejected task=%s device=%s reason=unknown_task", message.task, device)
+        await queue.bury(message.task, message)
+        receipt = Receipt(Epoch(0), Boot(0), 0, 0, 0, Reason.UNKNOWN_TASK, ModelVersion(0))
+        topic = TaskTopics(self._prefix, message.task).receipt(device)
+        await session.publish(topic, encode_receipt(receipt))
+
+    async def _watch(self, crier: Crier) -> None:
+        """Look at Redis again and again, and tell devices when they must wait."""
+        turn = 0
+        while True:
+            await (crier.say if turn % 4 else crier.look)(self._tasks)
+            turn += 1
+            await asyncio.sleep(AGAIN_S)
+
+    # -- the way down ----------------------------------------------------------------------
+
+    async def _downlinks(self, session: Session, queue: Queue) -> None:
+        """Carry every task's outbox, and those of tasks that are created meanwhile."""
+        running: dict[TaskName, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for task in [task for task, run in running.items() if run.done()]:
+                    running.pop(task).result()  # a deleted task is cleared, or a failure is told
+                self._tasks = await queue.tasks()
+                names = [*self._tasks, *await queue.leaving()]
+                if not running.keys() >= set(names):  # who said hello before is heard once more
+                    await session.subscribe([state_filter(self._prefix)], qos=0)
+                for task in names:
+                    if task not in running:
+                        carrying = Downlink(session, queue, task, self._settings).run()
+                        name = f"fedmq.bridge[{task}]"
+                        running[task] = asyncio.create_task(carrying, name=name)
+                await _first_failure(running.values(), timeout_s=1.0)
+        finally:
+            await end(running.values())
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    for task in running:
+                        await queue.release_downlink(task)
+
+
+async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
+    """Run the bridge until cancelled. Raises ConfigError."""
+    bridge = Bridge(settings)
+    await keep_connected(bridge.door, bridge.use, rng=rng, backoff=Backoff(0.2, 5.0))
 
 
 async def _first_failure(tasks: Collection[asyncio.Task[None]], *, timeout_s: float) -> None:

@@ -2,7 +2,8 @@
 
 At every connect the standing topics are asserted again (a broker may have lost them), blobs
 before the manifest that names them. Carrying a record out twice changes nothing: what matters is
-retained, and devices ignore a lower (epoch, version).
+retained, and devices ignore a lower (epoch, version). Nothing is said of what Redis could still
+lose: `broker.sure` waits until it cannot.
 """
 
 import asyncio
@@ -11,8 +12,9 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
-from broker.queue import Queue
+from broker.queue import Queue, QueueFullError
 from broker.settings import BridgeSettings
+from broker.sure import Sure
 from mqtt_session.session import Session
 from schemas.names import TaskName
 from schemas.outbox import End, Record, Say, Spread, Sweep
@@ -23,58 +25,101 @@ log = logging.getLogger("fedmq.bridge")
 WINDOW: Final = 16
 """Chunks published before their PUBACKs are awaited."""
 
-BATCH: Final = 256
-"""Outbox records read at once."""
+BATCH: Final = 4096
+"""Outbox records read at once: what has gathered while a slow disk was waited for."""
 
 
-async def carry_downlink(
-    session: Session, queue: Queue, task: TaskName, settings: BridgeSettings
-) -> None:
-    """Carry a task's outbox until the session ends, or the task was deleted."""
-    topics = TaskTopics(settings.prefix, task)
-    lease_ms = round(settings.lease_s * 1000)
-    while True:
-        if await queue.hold_downlink(task, lease_ms):
-            await _assert_standing(session, queue, task, topics)
-            if await _carry_outbox(session, queue, task, topics, lease_ms):
-                await queue.leave(task)
-                log.info("cleared task=%s: it was deleted", task)
-                return
-            log.warning("downlink_lost task=%s: another bridge has the lease", task)
-        await asyncio.sleep(settings.lease_s / 5)
+class Downlink:
+    """One task's way down, over one connection."""
 
+    def __init__(
+        self, session: Session, queue: Queue, task: TaskName, settings: BridgeSettings
+    ) -> None:
+        self._session = session
+        self._queue = queue
+        self._task = task
+        self._topics = TaskTopics(settings.prefix, task)
+        self._lease_s = settings.lease_s
+        self._lease_ms = round(settings.lease_s * 1000)
+        self._sure = Sure(queue, task, self._lease_ms, settings.wait_replicas)
 
-async def _assert_standing(
-    session: Session, queue: Queue, task: TaskName, topics: TaskTopics
-) -> None:
-    says, blobs = await queue.standing(task)
-    for name, chunk_bytes in blobs.items():
-        await _spread(session, queue, task, topics, Spread(name, chunk_bytes))
-    for suffix, payload in says:
-        await session.publish(topics.at(suffix), payload, retain=True)
+    async def run(self) -> None:
+        """Carry the outbox until the session ends, or the task was deleted."""
+        while True:
+            try:
+                if await self._hold() and await self._sure.of_all_until_now():
+                    await self._assert_standing()
+                    if await self._carry_outbox():
+                        await self._queue.leave(self._task)
+                        log.info("cleared task=%s: it was deleted", self._task)
+                        return
+                    log.warning("downlink_lost task=%s: another bridge has the lease", self._task)
+            except QueueFullError as exc:
+                log.warning("redis_full task=%s error=%s: nothing goes down", self._task, exc)
+            await asyncio.sleep(self._lease_s / 5)
 
+    async def _hold(self) -> bool:
+        return await self._queue.hold_downlink(self._task, self._lease_ms)
 
-async def _carry_outbox(
-    session: Session, queue: Queue, task: TaskName, topics: TaskTopics, lease_ms: int
-) -> bool:
-    """Carry records out; True after a task's last one, False when another has the lease."""
-    said = await queue.last_said(task)
-    renewed = monotonic()
-    while True:
-        if monotonic() - renewed > lease_ms / 4000:
-            if not await queue.hold_downlink(task, lease_ms):
+    async def _assert_standing(self) -> None:
+        says, blobs = await self._queue.standing(self._task)
+        for name, chunk_bytes in blobs.items():
+            await self._spread(Spread(name, chunk_bytes))
+        for suffix, payload in says:
+            await self._session.publish(self._topics.at(suffix), payload, retain=True)
+
+    async def _carry_outbox(self) -> bool:
+        """Carry records out; True after a task's last one, False when another has the lease."""
+        queue, task = self._queue, self._task
+        said = await queue.last_said(task)
+        renewed = monotonic()
+        while True:
+            if monotonic() - renewed > self._lease_s / 4:
+                if not await self._hold():
+                    return False
+                renewed = monotonic()
+            block_ms = max(1, self._lease_ms // 4)
+            batch = await queue.unsaid(task, said, count=BATCH, block_ms=block_ms)
+            if not batch:
+                continue
+            if not await self._sure.of_all_until_now():
                 return False
-            renewed = monotonic()
-        batch = await queue.unsaid(task, said, count=BATCH, block_ms=max(1, lease_ms // 4))
-        if not batch:
-            continue
-        for record in newest_only([record for _, record in batch]):
-            if isinstance(record, End):
-                return True
-            await _carry_record(session, queue, task, topics, record)
-        said = batch[-1][0]
-        if not await queue.note_said(task, said):
-            return False
+            for record in newest_only([record for _, record in batch]):
+                if isinstance(record, End):
+                    return True
+                await self._carry(record)
+            said = batch[-1][0]
+            if not await queue.note_said(task, said):
+                return False
+
+    async def _carry(self, record: Say | Spread | Sweep) -> None:
+        match record:
+            case Say(suffix, payload, retain):
+                await self._session.publish(self._topics.at(suffix), payload, retain=retain)
+            case Spread():
+                await self._spread(record)
+            case Sweep(blob, chunks):
+                await self._publish([(self._topics.chunk(blob, i), b"") for i in range(chunks)])
+
+    async def _spread(self, spread: Spread) -> None:
+        """Publish a blob in retained chunks; one that was swept meanwhile is passed over."""
+        blob = await self._queue.blob(self._task, spread.blob)
+        if blob is None:
+            return
+        size = spread.chunk_bytes
+        chunks = [
+            (self._topics.chunk(spread.blob, index), blob[start : start + size])
+            for index, start in enumerate(range(0, len(blob), size))
+        ]
+        await self._publish(chunks)
+
+    async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Publish retained messages, a window of PUBACKs at a time."""
+        for start in range(0, len(messages), WINDOW):
+            window = messages[start : start + WINDOW]
+            await asyncio.gather(
+                *(self._session.publish(topic, payload, retain=True) for topic, payload in window)
+            )
 
 
 def newest_only(records: Sequence[Record]) -> list[Record]:
@@ -85,44 +130,3 @@ def newest_only(records: Sequence[Record]) -> list[Record]:
         for i, r in enumerate(records)
         if not (isinstance(r, Say) and r.retain) or last[r.suffix] == i
     ]
-
-
-async def _carry_record(
-    session: Session,
-    queue: Queue,
-    task: TaskName,
-    topics: TaskTopics,
-    record: Say | Spread | Sweep,
-) -> None:
-    match record:
-        case Say(suffix, payload, retain):
-            await session.publish(topics.at(suffix), payload, retain=retain)
-        case Spread():
-            await _spread(session, queue, task, topics, record)
-        case Sweep(blob, chunks):
-            empty = [(topics.chunk(blob, i), b"") for i in range(chunks)]
-            await _publish_windows(session, empty)
-
-
-async def _spread(
-    session: Session, queue: Queue, task: TaskName, topics: TaskTopics, spread: Spread
-) -> None:
-    """Publish a blob in retained chunks; one that was swept meanwhile is passed over."""
-    blob = await queue.blob(task, spread.blob)
-    if blob is None:
-        return
-    size = spread.chunk_bytes
-    chunks = [
-        (topics.chunk(spread.blob, index), blob[start : start + size])
-        for index, start in enumerate(range(0, len(blob), size))
-    ]
-    await _publish_windows(session, chunks)
-
-
-async def _publish_windows(session: Session, messages: Sequence[tuple[str, bytes]]) -> None:
-    """Publish retained messages, a window of PUBACKs at a time."""
-    for start in range(0, len(messages), WINDOW):
-        window = messages[start : start + WINDOW]
-        await asyncio.gather(
-            *(session.publish(topic, payload, retain=True) for topic, payload in window)
-        )

@@ -1,11 +1,12 @@
 """Redis as the bridge sees it: append to logs, read outboxes. Decides nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
+import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from broker.routing import Message, Present, Routed, Unroutable
 from schemas.keys import LEAVING, LOST, TASKS, TaskKeys
@@ -13,18 +14,26 @@ from schemas.log import to_fields
 from schemas.names import TaskName, is_name
 from schemas.outbox import Record, from_fields
 from schemas.streams import stream_pairs
+from schemas.watch import Pressure
 
 LOST_KEPT: Final = 1000
 """Messages for no known task that are kept for people to look at."""
 
-_LEASE_LUA: Final = """
+_LEASE_LUA: Final = """#!lua flags=allow-oom
+if not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then return -1 end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+"""A full Redis must still be able to say what makes room again."""
 
-_SAID_LUA: Final = """
+_RELEASE_LUA: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+_SAID_LUA: Final = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[2])
@@ -49,21 +58,67 @@ return 1
 """
 
 
+_FULL: Final = ("MISCONF", "NOREPLICAS", "OOM")
+
+
+class QueueFullError(Exception):
+    """Redis refuses to write: no memory, no disk, or too few replicas. Nothing was taken."""
+
+
+class AnotherServerError(RedisError):
+    """The server is another one than when this session began: what is remembered may be gone."""
+
+
 class Queue:
-    """The post office's counter."""
+    """The post office's counter. Begin with `begin`."""
 
     def __init__(self, redis: Redis, token: str) -> None:
         self._redis = redis
         self._token = token
+        self._run_id = ""
+        self.fsync = "always"
         self._lease = redis.register_script(_LEASE_LUA)
+        self._release = redis.register_script(_RELEASE_LUA)
         self._said = redis.register_script(_SAID_LUA)
         self._leave = redis.register_script(_LEAVE_LUA)
+
+    async def begin(self) -> None:
+        """Learn which server this is, and when it syncs: `always`, `everysec`, `no` or `none`."""
+        info: Any = await self._redis.info("server")
+        self._run_id = str(info["run_id"])
+        try:
+            found: Any = await self._redis.config_get("append*")
+        except ResponseError:
+            return  # a managed server that does not tell: believe what the operator has set
+        known = {_text(key): _text(value) for key, value in found.items()}
+        self.fsync = "none" if known.get("appendonly") == "no" else known.get("appendfsync", "no")
+
+    async def persistence(self) -> Mapping[str, Any]:
+        """What Redis tells of its disk."""
+        found: Any = await self._redis.info("persistence")
+        return dict(found)
+
+    async def log_bytes(self, task: TaskName) -> int:
+        """What a task's log takes of Redis' memory, as Redis estimates it."""
+        return int(await self._redis.memory_usage(TaskKeys(task).log) or 0)
+
+    async def pressure(self, task: TaskName) -> Pressure:
+        """What was noted of a task's pressure so far."""
+        raw: Any = await self._redis.get(TaskKeys(task).pressure)
+        return msgspec.json.decode(raw, type=Pressure) if raw else Pressure()
+
+    async def note_pressure(self, task: TaskName, pressure: Pressure) -> None:
+        """Note a task's pressure, for its metrics. Raises QueueFullError."""
+        with _refusals():
+            await self._redis.set(TaskKeys(task).pressure, msgspec.json.encode(pressure))
 
     async def append(self, messages: Sequence[Message]) -> list[bool]:
         """Append to the logs in order, in one round trip; False where there is no such task.
 
         When this returns, Redis has what it was given (durably, under appendfsync always). A
         transaction is synced once; without one Redis syncs as often as it reads, every 16 KiB.
+
+        Raises QueueFullError: nothing was taken.
         """
         pipe = self._redis.pipeline(transaction=len(messages) > 1)
         for message in messages:
@@ -77,7 +132,8 @@ class Queue:
                 case Unroutable(topic, data):
                     fields = {b"topic": topic.encode(), b"p": data}
                     pipe.xadd(LOST, fields, maxlen=LOST_KEPT)
-        return [entry_id is not None for entry_id in await pipe.execute()]
+        with _refusals():
+            return [entry_id is not None for entry_id in await pipe.execute()]
 
     async def bury(self, task: TaskName, message: Routed) -> None:
         """Keep a message for an unknown task where people can find it."""
@@ -104,9 +160,32 @@ class Queue:
         await self._leave(keys=[LEAVING, keys.outbox, keys.said, keys.downlink], args=[task])
 
     async def hold_downlink(self, task: TaskName, ttl_ms: int) -> bool:
-        """Take or renew the lease on a task's downlink."""
+        """Take or renew the lease on a task's downlink.
+
+        Raises AnotherServerError, QueueFullError.
+        """
         keys = [TaskKeys(task).downlink]
-        return bool(await self._lease(keys=keys, args=[self._token, ttl_ms]))
+        with _refusals():
+            return _held(await self._lease(keys=keys, args=[self._token, ttl_ms, self._run_id]))
+
+    async def hold_and_wait(
+        self, task: TaskName, ttl_ms: int, *, replicas: int, longest_ms: int
+    ) -> tuple[bool, int]:
+        """Renew the lease and wait until replicas have it, and all that was written before.
+
+        Returns whether the lease is held, and how many replicas have it after `longest_ms` at the
+        latest. WAIT speaks of what its own connection has written: so both go in one pipeline.
+        """
+        pipe: Any = self._redis.pipeline(transaction=False)
+        pipe.eval(_LEASE_LUA, 1, TaskKeys(task).downlink, self._token, ttl_ms, self._run_id)
+        pipe.execute_command("WAIT", replicas, longest_ms)
+        with _refusals():
+            held, count = await pipe.execute()
+        return _held(held), int(count)
+
+    async def release_downlink(self, task: TaskName) -> None:
+        """Give the lease on a task's downlink back, if it is still ours."""
+        await self._release(keys=[TaskKeys(task).downlink], args=[self._token])
 
     async def standing(self, task: TaskName) -> tuple[list[tuple[str, bytes]], dict[str, int]]:
         """What must be retained now: (suffix, payload) pairs, and blobs with their chunk size."""
@@ -141,18 +220,29 @@ class Queue:
     async def note_said(self, task: TaskName, entry_id: str) -> bool:
         """Remember how far the outbox was carried out and trim it; False without the lease."""
         keys = TaskKeys(task)
-        return bool(
-            await self._said(
+        with _refusals():
+            done = await self._said(
                 keys=[keys.downlink, keys.said, keys.outbox], args=[self._token, entry_id]
             )
-        )
+        return bool(done)
 
 
-def connect(url: str) -> Redis:
-    """A client that raises at the first broken connection instead of trying again by itself."""
-    return Redis.from_url(
-        url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=10, socket_timeout=30
-    )
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Redis refuses because it is full, by its own name."""
+    try:
+        yield
+    except ResponseError as exc:
+        word = str(exc).partition(" ")[0]
+        if isinstance(exc, OutOfMemoryError) or word in _FULL:
+            raise QueueFullError(str(exc)) from exc
+        raise
+
+
+def _held(answer: object) -> bool:
+    if answer == -1:
+        raise AnotherServerError("Redis is another server than before")
+    return bool(answer)
 
 
 def _text(value: object) -> str:

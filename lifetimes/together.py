@@ -42,3 +42,26 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
             task.exception()
     if interrupted:
         raise interrupted
+
+
+async def finished(coroutine: Coroutine[Any, Any, None], *, within_s: float) -> None:
+    """Run to the end though cancelled meanwhile, but not longer than this; then obey.
+
+    For what is better not left half done. Cancelling again does not hurry it.
+    """
+    task = asyncio.ensure_future(coroutine)
+    loop = asyncio.get_running_loop()
+    interrupted: asyncio.CancelledError | None = None
+    until = float("inf")
+    while not task.done() and loop.time() < until:
+        patience = None if interrupted is None else max(0.0, until - loop.time())
+        try:
+            await asyncio.wait([task], timeout=patience)
+        except asyncio.CancelledError as exc:
+            if interrupted is None:
+                until = loop.time() + within_s
+            interrupted = exc
+    if interrupted is not None:
+        await end([task])
+        raise interrupted
+    task.result()

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from schemas.task import TaskSpec
-from schemas.watch import DeviceState, Event, Metrics, Versions
+from schemas.watch import Busy, DeviceState, Event, Metrics, Versions
 from schemas.wire import ManifestArray, ReceiptArray, UpdateArray
 
 Speaker: TypeAlias = Literal["server", "device"]
@@ -78,6 +78,14 @@ CHANNELS: Final = (
         "server",
         "devices",
         "One chunk of the parameters that a manifest names.",
+    ),
+    Channel(
+        "busy",
+        "busy",
+        Busy,
+        "server",
+        "devices",
+        "Devices should send less for a while; empty: as usual.",
     ),
     Channel(
         "update",

@@ -11,6 +11,9 @@ from schemas.names import TaskName
 TASKS: Final = "fedmq:tasks"
 """Set of all task names."""
 
+AGGREGATORS: Final = "fedmq:aggregators"
+"""Sorted set: token and tasks of every aggregator -> until when it counts as alive, in ms."""
+
 LOST: Final = "fedmq:lost"
 """Stream of what came in for no known task: bounded, for people to look at."""
 
@@ -115,6 +118,11 @@ class TaskKeys:
         return self._key(f"blob:{blob}")
 
     @property
+    def pressure(self) -> str:
+        """String: how the bridge fared with the log when Redis was slow or full (JSON)."""
+        return self._key("pressure")
+
+    @property
     def holder(self) -> str:
         """String with a time to live: the token of the aggregator that holds the task."""
         return self._key("holder")
@@ -123,6 +131,16 @@ class TaskKeys:
     def downlink(self) -> str:
         """String with a time to live: the token of the bridge that carries the outbox."""
         return self._key("downlink")
+
+    @property
+    def archived(self) -> str:
+        """Hash: id and hash of the newest sealed segment, up to which the archive holds the log."""
+        return self._key("archived")
+
+    @property
+    def archiving(self) -> str:
+        """String with a time to live: the token of whoever writes the archive just now."""
+        return self._key("archiving")
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -144,6 +162,9 @@ class TaskKeys:
             self.manifest,
             self.metrics,
             self.blobs,
+            self.pressure,
             self.holder,
             self.downlink,
+            self.archived,
+            self.archiving,
         )

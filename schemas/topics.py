@@ -12,7 +12,7 @@ from schemas.names import DeviceId, TaskName, is_name, shard_of
 
 DEFAULT_PREFIX: Final = "fedmq/v1"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+){0,2}")
-_SHARDS: Final = frozenset("0123456789abcdef")
+SHARDS: Final = frozenset("0123456789abcdef")
 
 
 def checked_prefix(prefix: str) -> str:
@@ -47,6 +47,11 @@ class TaskTopics:
     def candidate(self) -> str:
         """Retained Manifest for the canary devices: newer than `model`, or the same."""
         return self.at("candidate")
+
+    @property
+    def busy(self) -> str:
+        """Retained Busy: devices should send less for a while; empty: as usual."""
+        return self.at("busy")
 
     def pin(self, device: DeviceId) -> str:
         """Retained Manifest of the version that one device is held at."""
@@ -100,9 +105,23 @@ def parse_state(prefix: str, topic: str) -> StateTopic | None:
     return None
 
 
-def uplink_filter(prefix: str) -> str:
-    """The filter under which the bridge hears every task's updates."""
-    return f"{prefix}/+/up/+/+"
+def uplink_filters(prefix: str, shards: frozenset[str] = SHARDS) -> tuple[str, ...]:
+    """The filters under which a bridge hears every task's updates, of all shards or some."""
+    if shards == SHARDS:
+        return (f"{prefix}/+/up/+/+",)
+    return tuple(f"{prefix}/+/up/{shard}/+" for shard in sorted(shards))
+
+
+def read_shards(text: str) -> frozenset[str]:
+    """Read `0-7,a`, or all of them from an empty text. Raises ConfigError."""
+    found: set[str] = set()
+    for part in text.replace(" ", "").split(",") if text.strip() else []:
+        first, dash, end = part.partition("-")
+        last = end if dash else first
+        if not {first, last} <= SHARDS or first > last:
+            raise ConfigError("shards", f"{part!r} must be hex digits, as in 0-7 or 0,3,a-f")
+        found |= {shard for shard in SHARDS if first <= shard <= last}
+    return frozenset(found) or SHARDS
 
 
 def parse_uplink(prefix: str, topic: str) -> UplinkTopic | None:
@@ -111,6 +130,6 @@ def parse_uplink(prefix: str, topic: str) -> UplinkTopic | None:
         return None
     match topic.removeprefix(prefix + "/").split("/"):
         case [task, "up", shard, device]:
-            if is_name(task) and is_name(device) and shard in _SHARDS:
+            if is_name(task) and is_name(device) and shard in SHARDS:
                 return UplinkTopic(TaskName(task), shard, DeviceId(device))
     return None

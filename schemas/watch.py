@@ -1,4 +1,4 @@
-"""What people watch: the JSON below `metrics`, `versions`, `events` and `state`.
+"""What people watch: the JSON below `metrics`, `versions`, `events`, `state` and `busy`.
 
 Nothing here is needed to take part. A reader passes over fields that it does not know; fields may
 be added, and keep their meaning for ever.
@@ -31,6 +31,22 @@ EventName: TypeAlias = Literal[
 ReleaseStatus: TypeAlias = Literal["candidate", "published", "held", "withdrawn"]
 
 
+class Pressure(msgspec.Struct, frozen=True):
+    """How the bridges fare with a task's log. No topic of its own: part of `metrics`.
+
+    Attributes:
+        busy: why devices are asked to wait (`slow`, `full`, `behind`); empty: they are not.
+        busy_times: how often they were asked to.
+        busy_s: for how long in all, in seconds, until the last time ended.
+        dropped: messages that were not taken because the log is as large as it may be.
+    """
+
+    busy: str = ""
+    busy_times: Count = 0
+    busy_s: float = 0.0
+    dropped: Count = 0
+
+
 class Metrics(msgspec.Struct, frozen=True):
     """`metrics`, retained: where the task stands. Counters run since the task's origin.
 
@@ -50,6 +66,11 @@ class Metrics(msgspec.Struct, frozen=True):
         devices: that were ever heard.
         spools: pairs of device and boot that were ever heard.
         at_ms: time of the newest folded entry, in milliseconds since 1970.
+        busy: why devices are asked to wait just now (`slow`, `full`, `behind`); empty: no need.
+        busy_times: how often they were asked to, as the bridge has counted.
+        busy_s: for how long in all, in seconds, until the last time ended.
+        dropped: messages that were not taken because the log was as large as it may be; the devices
+            send them again.
     """
 
     phase: Phase
@@ -67,6 +88,10 @@ class Metrics(msgspec.Struct, frozen=True):
     devices: Count
     spools: Count
     at_ms: AtMs
+    busy: str = ""
+    busy_times: Count = 0
+    busy_s: float = 0.0
+    dropped: Count = 0
 
 
 class VersionRecord(msgspec.Struct, frozen=True):
@@ -149,8 +174,22 @@ class DeviceState(msgspec.Struct, frozen=True):
 
     Attributes:
         online: whether it is there.
-        boot: of its spool.
+        boot: under which it makes updates now.
     """
 
     online: bool
     boot: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+
+
+class Busy(msgspec.Struct, frozen=True):
+    """`busy`, retained: devices should send less for a while. Empty: as usual.
+
+    Attributes:
+        why: a word: slow, full, behind.
+        pause_s: how long a device should rest between tries, in seconds.
+        at_ms: since when, in milliseconds since 1970.
+    """
+
+    why: str
+    pause_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    at_ms: AtMs

@@ -169,6 +169,24 @@ def redis_server(
 
 
 @contextmanager
+def sentinel(directory: Path, primary: Server, *, name: str = "fleet") -> Iterator[Server]:
+    """A Sentinel that alone decides; it gives a silent primary up after half a second."""
+    port = free_port()
+    config = directory / f"sentinel-{port}.conf"
+    lines = [
+        f"port {port}",
+        f"bind {HOST}",
+        f"dir {directory}",
+        f"sentinel monitor {name} {HOST} {primary.port} 1",
+        f"sentinel down-after-milliseconds {name} 500",
+        f"sentinel failover-timeout {name} 3000",
+    ]
+    config.write_text("\n".join(lines) + "\n")
+    command = (_program("redis-server"), str(config), "--sentinel")
+    yield from _run(command, port, directory, pongs)
+
+
+@contextmanager
 def valkey(
     directory: Path,
     *,

@@ -15,8 +15,9 @@ import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from aggregator.store import connect
 from lifetimes.together import together
+from redis_session.address import watched
+from redis_session.connection import connect
 from schemas.errors import ConfigError, FedmqError
 from schemas.settings import load_settings
 
@@ -120,6 +121,10 @@ async def redis_at(url: str) -> AsyncIterator[Redis]:
 
 
 def _without_password(url: str) -> str:
+    behind = watched(url)
+    if behind is not None:
+        hosts = ",".join(f"{host}:{port}" for host, port in behind.sentinels)
+        return f"redis+sentinel://{hosts}/{behind.service}/{behind.db}"
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
 

@@ -47,6 +47,14 @@ def bridge(
     client_id: Annotated[
         str | None, typer.Option(help="Of its MQTT session; one a bridge. [default: fedmq-bridge]")
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Of several bridges, this one's: 0-7 or 0,3,a-f. [default: all]"),
+    ] = None,
+    wait_replicas: Annotated[
+        int | None,
+        typer.Option(help="Pass promises on when so many replicas have them. [default: 0]"),
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Carry updates from MQTT into Redis, and models and receipts back.
@@ -54,6 +62,10 @@ def bridge(
     A message is acknowledged to the broker only when Redis has it. The bridge keeps nothing of its
     own: stop it, kill it, start it again. Its client id must stay the same, because the broker
     keeps what comes in meanwhile under it. Table [bridge]; FEDMQ_<SETTING> in the environment.
+
+    Several may share the work: --shards 0-7 --client-id bridge-a beside --shards 8-f --client-id
+    bridge-b; one of them carries each task's way down, and another takes over when it dies. With
+    Sentinel: --redis redis+sentinel://s1,s2,s3/mymaster --wait-replicas 1.
 
     Example: fedmq bridge --mqtt-host broker.example --redis redis://10.0.0.5:6379/0
     """
@@ -68,6 +80,8 @@ def bridge(
         "redis_url": redis_url,
         "prefix": prefix,
         "client_id": client_id,
+        "shards": shards,
+        "wait_replicas": wait_replicas,
     }
     settings = read_settings(BridgeSettings, "bridge", config, flags)
     run(serve_bridge(settings, rng=random.Random()), log_level)  # noqa: S311 - jitter only

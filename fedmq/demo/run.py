@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 from redis.asyncio import Redis
 
-from aggregator.store import connect
 from aggregator.tasks import create_task, published_model, task_status
 from edge_agent.trainers import accuracy
 from edge_agent.trainers.examples import Examples
@@ -24,8 +23,10 @@ from fedmq.demo.digits import CLASSES, FEATURES, digits_fleet
 from fedmq.demo.fleet import Device, fleet
 from fedmq.demo.summary import Summary, lost_updates
 from fedmq.servers import servers
-from fedmq.simulator.outages import Weather
+from fedmq.simulator.links import LinkModel
+from fedmq.simulator.outages import Outages
 from lifetimes.together import together
+from redis_session.connection import connect
 from schemas.codecs import CodecOptions
 from schemas.initial import initial_params, mlp_shapes
 from schemas.names import TaskName
@@ -35,6 +36,11 @@ from schemas.task import InitOptions, StrategyOptions, TaskSpec, TrainOptions, c
 TASK: Final = TaskName("digits")
 HIDDEN: Final = 64
 DRAIN_S: Final = 20.0
+WEATHER: Final = LinkModel(
+    jitter_s=0.15,
+    outages=Outages(online_s=2.5, offline_s=4.0, mute_s=0.8, mute_share=0.6),
+)
+"""Every device's link: offline more than online, and PUBACKs that never come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
             TASK,
             split.devices,
             mqtt_port=where.mqtt_port,
-            weather=Weather(),
+            weather=WEATHER,
             seed=plan.seed,
         )
         async with crew as devices:

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
-from aggregator.store import connect
 from aggregator.tasks import append_entry, create_task, last_commit
+from redis_session.connection import connect
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.evaluation import Evaluation
 from schemas.log import Arrived, Tick

@@ -5,14 +5,15 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 import servers
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from aggregator import service
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
-from aggregator.store import connect
 from aggregator.tasks import create_task, published_model, task_spec, task_status
-from schemas.keys import TaskKeys
+from redis_session.connection import connect
+from schemas.keys import AGGREGATORS, TaskKeys
 from schemas.names import TaskName
 from schemas.params import ParamSpec, TensorSpec
 from schemas.task import TaskSpec
@@ -93,3 +94,51 @@ async def test_a_task_has_a_status_and_a_specification_before_anyone_serves_it(
     assert status is not None
     assert (status["version"], status["updates_stored"]) == (None, 0)
     assert await task_spec(redis, GOOD) == SPEC
+
+
+async def holders(redis: Redis, tasks: list[TaskName]) -> set[bytes | None]:
+    return {await redis.get(TaskKeys(task).holder) for task in tasks}
+
+
+async def test_two_aggregators_share_the_tasks_and_one_takes_all_when_the_other_leaves(
+    redis: Redis, url: str
+) -> None:
+    tasks = [TaskName(f"t{n}") for n in range(8)]
+    for task in tasks:
+        await create_task(redis, task, SPEC, np.zeros(2, np.float32), epoch=1)
+    settings = AggregatorSettings(redis_url=url, lease_s=0.5)
+    first = asyncio.create_task(serve(settings))
+    try:
+        async with asyncio.timeout(60):
+            while None in (alone := await holders(redis, tasks)) or len(alone) != 1:
+                await asyncio.sleep(0.05)
+            second = asyncio.create_task(serve(settings))
+            while None in (both := await holders(redis, tasks)) or len(both) != 2:
+                await asyncio.sleep(0.05)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            while await holders(redis, tasks) != alone:
+                await asyncio.sleep(0.05)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_who_serves_other_tasks_only_is_left_none(redis: Redis, url: str) -> None:
+    settings = AggregatorSettings(redis_url=url, lease_s=0.5)
+    other = asyncio.create_task(serve(replace(settings, tasks="elsewhere")))
+    tasks = [TaskName(f"t{n}") for n in range(8)]
+    for task in tasks:
+        await create_task(redis, task, SPEC, np.zeros(2, np.float32), epoch=1)
+    async with asyncio.timeout(30):
+        while not await redis.zcard(AGGREGATORS):
+            await asyncio.sleep(0.02)
+    able = asyncio.create_task(serve(settings))
+    try:
+        async with asyncio.timeout(30):
+            while None in (found := await holders(redis, tasks)) or len(found) != 1:
+                await asyncio.sleep(0.05)
+    finally:
+        for each in (other, able):
+            each.cancel()
+        await asyncio.gather(other, able, return_exceptions=True)

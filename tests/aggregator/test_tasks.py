@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from aggregator import tasks
 from aggregator.moving import import_task
-from aggregator.store import connect
 from aggregator.tasks import all_tasks, create_task, delete_task
+from redis_session.connection import connect
 from schemas.errors import ConfigError
 from schemas.keys import LEAVING
 from schemas.names import TaskName

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
 
-from broker.downlink import carry_downlink, newest_only
+from broker.downlink import Downlink, newest_only
 from broker.queue import Queue
-from broker.queue import connect as connect_redis
 from broker.settings import BridgeSettings
 from mqtt_session.session import connect
+from redis_session.connection import connect as connect_redis
 from schemas.keys import TaskKeys
 from schemas.names import TaskName
 from schemas.outbox import Record, Say, Spread, Sweep
@@ -91,7 +91,8 @@ async def test_a_bridge_that_lost_its_lease_stops_carrying(
             connect(settings, client_id="bridge", clean=True) as session,
         ):
             queue = Queue(redis, "me")
-            carrying = asyncio.create_task(carry_downlink(session, queue, task, settings))
+            await queue.begin()
+            carrying = asyncio.create_task(Downlink(session, queue, task, settings).run())
             while await redis.get(key) != b"me":
                 await asyncio.sleep(0.01)
             await redis.set(key, "another")

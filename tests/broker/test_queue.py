@@ -6,8 +6,9 @@ import servers
 from redis.asyncio import Redis
 
 from aggregator.tasks import create_task
-from broker.queue import Queue, connect
+from broker.queue import Queue
 from broker.routing import Routed, Unroutable
+from redis_session.connection import connect
 from schemas.keys import LOST, TaskKeys
 from schemas.log import Arrived
 from schemas.names import DeviceId, TaskName, shard_of

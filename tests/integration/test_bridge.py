@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 import broker.bridge
 from aggregator.tasks import create_task
+from broker.busy import Crier
 from broker.queue import Queue
 from broker.routing import Routed, Unroutable
 from broker.settings import BridgeSettings
@@ -129,18 +130,22 @@ async def test_what_the_broker_took_reaches_the_log_though_redis_is_lost_again_a
 async def test_the_harness_finds_puback_before_xadd(
     post_office: BridgeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = broker.bridge._lift
+    honest = broker.bridge.Bridge._lift
 
     async def hasty(
-        session: Session, queue: Queue, settings: BridgeSettings, batch: list[Inbound]
+        self: broker.bridge.Bridge,
+        session: Session,
+        queue: Queue,
+        crier: Crier,
+        batch: list[Inbound],
     ) -> None:
         session.acknowledge(batch)
         await asyncio.sleep(0.01)  # the acknowledgement leaves
-        await honest(session, queue, settings, batch)
+        await honest(self, session, queue, crier, batch)
 
     Unreliable.calls = 0
     monkeypatch.setattr(broker.bridge, "Queue", Unreliable)
-    monkeypatch.setattr(broker.bridge, "_lift", hasty)
+    monkeypatch.setattr(broker.bridge.Bridge, "_lift", hasty)
     with pytest.raises(pytest.fail.Exception, match="never happened"):
         await everything_arrives(post_office)
 

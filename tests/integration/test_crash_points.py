@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 
 from aggregator.checkpoint import changed_windows, small_state
 from aggregator.fold import Changes, Fold, TaskState, origin_state
-from aggregator.store import Position, TaskStore, connect
+from aggregator.store import Position, TaskStore
 from aggregator.tasks import create_task, published_model
+from redis_session.connection import connect
 from schemas.keys import TaskKeys
 from schemas.log import Arrived, Entry, EntryId, from_fields, to_fields
 from schemas.messages import ModelUpdate

@@ -8,7 +8,8 @@ import servers
 from redis.asyncio import Redis
 
 from aggregator.settings import AggregatorSettings
-from aggregator.store import TaskStore, connect
+from aggregator.store import TaskStore
+from redis_session.connection import connect
 from schemas.keys import TaskKeys
 from schemas.log import EntryId
 from schemas.names import TaskName

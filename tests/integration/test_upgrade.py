@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 
 from aggregator.checkpoint import SCHEMA, changed_windows
 from aggregator.fold import Fold
-from aggregator.store import TaskStore, connect
+from aggregator.store import TaskStore
+from redis_session.connection import connect
 from schemas.errors import InvariantError
 from schemas.keys import TaskKeys
 from schemas.names import TaskName

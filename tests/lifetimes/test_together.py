@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from lifetimes import together as module
-from lifetimes.together import end, together
+from lifetimes.together import end, finished, together
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +144,45 @@ async def test_tasks_that_have_ended_already_can_be_ended_again() -> None:
     await soon(end([done]))
     await soon(end([]))
     assert not done.cancelled()
+
+
+async def test_what_must_be_finished_is_finished_though_it_is_cancelled_again_and_again() -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        steps.append("begun")
+        await asyncio.sleep(0.05)
+        steps.append("done")
+
+    task = asyncio.create_task(finished(work(), within_s=10))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["begun", "done"]
+
+
+async def test_what_takes_too_long_after_a_cancellation_is_ended() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(finished(work(), within_s=0.01))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_a_failure_of_what_must_be_finished_is_passed_on() -> None:
+    async def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await finished(work(), within_s=1)

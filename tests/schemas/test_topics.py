@@ -11,7 +11,8 @@ from schemas.topics import (
     UplinkTopic,
     checked_prefix,
     parse_uplink,
-    uplink_filter,
+    read_shards,
+    uplink_filters,
 )
 
 TOPICS = TaskTopics("fedmq/v1", "digits")
@@ -25,7 +26,7 @@ def test_every_topic_is_spelt_as_docs_wire_md_says():
     assert TOPICS.receipt("pump-7") == "fedmq/v1/digits/receipt/pump-7"
     assert TOPICS.state("pump-7") == "fedmq/v1/digits/state/pump-7"
     assert TOPICS.at("metrics") == "fedmq/v1/digits/metrics"
-    assert uplink_filter("fedmq/v1") == "fedmq/v1/+/up/+/+"
+    assert uplink_filters("fedmq/v1") == ("fedmq/v1/+/up/+/+",)
 
 
 @LEAN
@@ -82,3 +83,28 @@ def test_a_prefix_that_no_broker_would_like_is_refused(prefix):
     with pytest.raises(ConfigError) as caught:
         checked_prefix(prefix)
     assert caught.value.field == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("text", "shards"),
+    [
+        ("", "0123456789abcdef"),
+        ("0-7", "01234567"),
+        ("a", "a"),
+        ("0, 3,a-c", "03abc"),
+        ("0-f", "0123456789abcdef"),
+    ],
+)
+def test_shards_are_read_as_people_write_them(text, shards):
+    assert read_shards(text) == frozenset(shards)
+
+
+@pytest.mark.parametrize("text", ["g", "7-0", "0-", "-", "0--3", "00", "A", ","])
+def test_other_shards_are_refused(text):
+    with pytest.raises(ConfigError, match="hex digits"):
+        read_shards(text)
+
+
+def test_the_filters_of_all_shards_are_one_and_those_of_some_are_one_each():
+    assert uplink_filters("p", frozenset("b1")) == ("p/+/up/1/+", "p/+/up/b/+")
+    assert uplink_filters("p", frozenset("0123456789abcdef")) == ("p/+/up/+/+",)
