@@ -16,17 +16,28 @@ from schemas.names import TaskName
 _ALIVE_LUA = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZADD', KEYS[1], ms + ARGV[2], ARGV[1])
+local function lease(member) return tonumber(string.match(member, ':(%d+) ')) or 0 end
+redis.call('ZADD', KEYS[1], ms + lease(ARGV[1]), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms)
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+local alive = {}
+local all = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #all, 2 do
+  if all[i + 1] - ms <= lease(all[i]) then
+    table.insert(alive, all[i])
+  else
+    redis.call('ZREM', KEYS[1], all[i])
+  end
+end
+return alive
 """
+"""Who would be alive for longer than a lease was left there by a clock that was set back."""
 
 
 class Peers:
     """The aggregators that were alive when they were last asked for.
 
     Args:
-        token: of this process.
+        token: of this process, ending in `:` and its lease in ms.
         tasks: the names it serves; empty: all.
     """
 
@@ -35,9 +46,9 @@ class Peers:
         self._me = f"{token} {','.join(tasks)}"
         self._alive: tuple[str, ...] = (self._me,)
 
-    async def say_alive(self, redis: Redis, ttl_ms: int) -> None:
-        """Renew one's own place, and learn of the others."""
-        found: Any = await redis.eval(_ALIVE_LUA, 1, AGGREGATORS, self._me, str(ttl_ms))
+    async def say_alive(self, redis: Redis) -> None:
+        """Renew one's own place for a lease, and learn of the others."""
+        found: Any = await redis.eval(_ALIVE_LUA, 1, AGGREGATORS, self._me)
         self._alive = tuple(member.decode() for member in found)
 
     async def say_goodbye(self, redis: Redis) -> None:

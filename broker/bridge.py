@@ -64,7 +64,7 @@ class Bridge:
         self._settings = settings
         self._prefix = checked_prefix(settings.prefix)
         self._shards = read_shards(settings.shards)
-        self._token = secrets.token_hex(16)
+        self._token = f"{secrets.token_hex(16)}:{round(settings.lease_s * 1000)}"
         self._gauge = Gauge(settings.slow_s, settings.log_max_bytes)
         self._tasks: list[TaskName] = []
 

@@ -22,11 +22,16 @@ LOST_KEPT: Final = 1000
 _LEASE_LUA: Final = """#!lua flags=allow-oom
 if not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then return -1 end
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and holder ~= ARGV[1] then
+  local own = tonumber(string.match(holder, ':(%d+)$'))
+  if own and redis.call('PTTL', KEYS[1]) > own then redis.call('PEXPIRE', KEYS[1], own) end
+  return 0
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
-"""A full Redis must still be able to say what makes room again."""
+"""A full Redis must still be able to say what makes room again. A token ends in `:` and its lease
+in ms: one that lasts longer was left by a clock that was set back."""
 
 _RELEASE_LUA: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end

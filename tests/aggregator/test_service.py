@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from redis.asyncio import Redis
 from aggregator import service
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
-from aggregator.tasks import create_task, published_model, task_spec, task_status
+from aggregator.tasks import create_task, last_commit, published_model, task_spec, task_status
 from redis_session.connection import connect
+from schemas.codecs import CodecOptions, codec_by_name
 from schemas.keys import AGGREGATORS, TaskKeys
-from schemas.names import TaskName
-from schemas.params import ParamSpec, TensorSpec
-from schemas.task import TaskSpec
+from schemas.log import Arrived, to_fields
+from schemas.messages import ModelUpdate
+from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
+from schemas.params import ParamSpec, TensorSpec, base_digest
+from schemas.task import StrategyOptions, TaskSpec
+from schemas.wire import encode_update
 
 GOOD, BAD = TaskName("good"), TaskName("bad")
 SPEC = TaskSpec(ParamSpec((TensorSpec("w", (2,)),)))
@@ -142,3 +147,47 @@ async def test_who_serves_other_tasks_only_is_left_none(redis: Redis, url: str) 
         for each in (other, able):
             each.cancel()
         await asyncio.gather(other, able, return_exceptions=True)
+
+
+async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeover(
+    redis: Redis, url: str
+) -> None:
+    spec = TaskSpec(SPEC.params, strategy=StrategyOptions(buffer_size=9, flush_after_s=0.2))
+    await create_task(redis, GOOD, spec, np.zeros(2, np.float32), epoch=1)
+    seconds, _ = await redis.time()
+    ahead = (int(seconds) + 3600) * 1000
+    keys = TaskKeys(GOOD)
+    entry = (await redis.xrange(keys.log))[0][1]
+    await redis.delete(keys.log)
+    await redis.xadd(keys.log, entry, id=f"{ahead}-0")  # the clock was an hour ahead then
+    await redis.set(keys.holder, "dead:500", px=3_600_000)  # and so was the lease
+    await redis.zadd(AGGREGATORS, {"dead:500 ": float(ahead)})
+    running = asyncio.create_task(serve(AggregatorSettings(redis_url=url, lease_s=0.5)))
+    try:
+        async with asyncio.timeout(30):
+            await published(redis, GOOD)
+            base = await published_model(redis, GOOD)
+            assert base is not None
+            device = DeviceId("d")
+            update = encode_update(
+                ModelUpdate(
+                    epoch=Epoch(1),
+                    boot=Boot(1),
+                    seq=Seq(1),
+                    base_version=ModelVersion(0),
+                    base_digest=base_digest(base.manifest.model_digest),
+                    spec_digest=SPEC.params.short_digest,
+                    codec=1,
+                    num_examples=1,
+                    payload=codec_by_name("topk_int8").encode(
+                        np.ones(2, np.float32), CodecOptions(density=1.0), np.random.default_rng(0)
+                    ),
+                )
+            )
+            fields: Any = to_fields(Arrived(device, shard_of(device), update, len(update)))
+            await redis.xadd(keys.log, fields)
+            while (await last_commit(redis, GOOD)).version != 1:  # flushed in part, by a tick
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
