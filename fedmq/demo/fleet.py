@@ -15,8 +15,8 @@ from edge_agent.trainers import MlpTrainer
 from edge_agent.trainers.examples import Examples
 from fedmq.demo.summary import DeviceAccount
 from fedmq.demo.witness import Witness
-from fedmq.simulator.flaky_link import FlakyLink, flaky_link
-from fedmq.simulator.outages import Weather
+from fedmq.simulator.links import LinkModel
+from fedmq.simulator.proxy import Proxy, open_proxy
 from lifetimes.together import end
 from schemas.names import TaskName
 
@@ -27,7 +27,7 @@ class Device:
 
     agent: Agent
     spool: Spool
-    link: FlakyLink
+    link: Proxy
     witness: Witness
 
     def account(self) -> DeviceAccount:
@@ -44,7 +44,7 @@ async def fleet(
     parts: Sequence[Examples],
     *,
     mqtt_port: int,
-    weather: Weather,
+    weather: LinkModel,
     seed: int,
 ) -> AsyncIterator[list[Device]]:
     """Start a device for every part of the data; stop them at the end."""
@@ -52,7 +52,7 @@ async def fleet(
         devices: list[Device] = []
         for number, part in enumerate(parts):
             rng = random.Random(f"{seed}/{number}")  # noqa: S311 - a seeded simulation
-            link = await stack.enter_async_context(flaky_link(mqtt_port, weather, rng))
+            link = await stack.enter_async_context(open_proxy(mqtt_port, weather, rng))
             settings = AgentSettings(
                 device=f"device-{number:02}",
                 task=task,
@@ -79,7 +79,7 @@ async def fleet(
 
 
 def _device(
-    settings: AgentSettings, part: Examples, link: FlakyLink, rng: random.Random, folder: Path
+    settings: AgentSettings, part: Examples, link: Proxy, rng: random.Random, folder: Path
 ) -> Device:
     spool = Spool(Path(settings.state_dir) / settings.spool_name)
     witness = Witness(folder / "devices" / f"{settings.device}.witness.jsonl")
