@@ -1,0 +1,203 @@
+"""What a task asks for, as far as the fold obeys it: read from the TaskSpec's JSON.
+
+Refuses (NotCovered) every strategy, codec, kind of tensor, gate and field that the checker does not
+know: a field it does not know might mean anything. What only devices obey is passed over.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from typing import Any, Final
+
+from fedmq.simulator.checker.errors import BadLog, NotCovered
+
+SPEC_MAX: Final = 1 << 20
+CODECS: Final = {"float32": 0, "topk_int8": 1}
+
+_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs"}
+"""What is passed over: the log's own entries tell the phase, and no reports are judged here."""
+
+_KNOWN: Final[dict[str, dict[str, Any]]] = {
+    "params": {"tensors": []},
+    "strategy": {
+        "name": "fedbuff",
+        "buffer_size": 10,
+        "server_lr": 1.0,
+        "momentum": 0.0,
+        "alpha": 0.6,
+        "staleness": {},
+        "max_staleness": 64,
+        "views": 16,
+        "flush_after_s": 60.0,
+        "examples_unit": 0,
+    },
+    "codec": {"name": "topk_int8", "density": 0.05, "checksum": False},
+    "publish": {"every": 1, "seconds": 0.0, "chunk_bytes": 4096, "keep": 8},
+    "limits": {"max_update_bytes": 0, "max_abs": 1e6},
+    "gate": {
+        "metric": "",
+        "better": "higher",
+        "margin": 0.0,
+        "by": "devices",
+        "canary": 0.0,
+        "patience_s": 600.0,
+        "on_silence": "publish",
+        "on_worse": "hold",
+    },
+    "finish": {
+        "versions": 0,
+        "seconds": 0.0,
+        "payload_bytes": 0,
+        "metric": "",
+        "patience": 10,
+        "min_delta": 0.0,
+        "better": "higher",
+        "by": "devices",
+    },
+}
+"""Every field that the fold knows, with its default (docs/wire.md, section 8)."""
+
+_STALENESS: Final[dict[str, Any]] = {"kind": "polynomial", "a": 0.5, "b": 4.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The task's will from one specification to the next. Times are in milliseconds; 0 is never.
+
+    Attributes:
+        tensors: the 32 bytes of spec_digest.
+        size: parameters.
+        buffer_size: FedBuff's K.
+        server_lr: FedBuff's eta.
+        momentum: FedBuff's beta.
+        staleness: `constant`, `polynomial` or `hinge`, with its `a` and `b`.
+        max_staleness: in versions.
+        flush_ms: how long a buffer waits.
+        examples_unit: 0 makes the number of examples weigh nothing.
+        codec: the id of the codec that is asked for.
+        checksum: whether updates must be sealed.
+        publish_every: in versions.
+        publish_ms: publish at the latest after so long.
+        max_bytes: of a whole message.
+        max_abs: of a coordinate.
+        finish_versions: done at this version.
+        finish_ms: done so long after the first entry.
+        finish_bytes: done when so many payload bytes are folded.
+    """
+
+    tensors: bytes
+    size: int
+    buffer_size: int
+    server_lr: float
+    momentum: float
+    staleness: tuple[str, float, float]
+    max_staleness: int
+    flush_ms: int
+    examples_unit: int
+    codec: int
+    checksum: bool
+    publish_every: int
+    publish_ms: int
+    max_bytes: int
+    max_abs: float
+    finish_versions: int
+    finish_ms: int
+    finish_bytes: int
+
+    def weight(self, stale: int, examples: int) -> float:
+        """How much an update counts: a fresh one exactly 1, unless its examples say less."""
+        kind, a, b = self.staleness
+        if kind == "polynomial":
+            weight = float((1 + stale) ** -a)
+        elif kind == "hinge" and stale > b:
+            weight = 1.0 / (a * (stale - b) + 1.0)
+        else:
+            weight = 1.0
+        if self.examples_unit:
+            weight *= min(examples, self.examples_unit) / self.examples_unit
+        return weight
+
+
+def read_orders(data: bytes) -> Orders:
+    """Read a specification. Raises BadLog, NotCovered."""
+    tables = _tables(data)
+    strategy, codec = tables["strategy"], tables["codec"]
+    publish, limits, finish = tables["publish"], tables["limits"], tables["finish"]
+    staleness = _complete("strategy.staleness", strategy["staleness"], _STALENESS)
+    if strategy["name"] != "fedbuff":
+        raise NotCovered(f"strategy {strategy['name']!r}")
+    if codec["name"] not in CODECS:
+        raise NotCovered(f"codec {codec['name']!r}")
+    if staleness["kind"] not in {"constant", "polynomial", "hinge"}:
+        raise NotCovered(f"staleness {staleness['kind']!r}")
+    if tables["gate"]["metric"] or tables["gate"]["canary"]:
+        raise NotCovered("a gate")
+    if finish["metric"]:
+        raise NotCovered("a task that is finished by a metric")
+    digest, size = _tensors(tables["params"]["tensors"])
+    return Orders(
+        tensors=digest,
+        size=size,
+        buffer_size=strategy["buffer_size"],
+        server_lr=float(strategy["server_lr"]),
+        momentum=float(strategy["momentum"]),
+        staleness=(staleness["kind"], float(staleness["a"]), float(staleness["b"])),
+        max_staleness=strategy["max_staleness"],
+        flush_ms=_ms(strategy["flush_after_s"]),
+        examples_unit=strategy["examples_unit"],
+        codec=CODECS[codec["name"]],
+        checksum=codec["checksum"],
+        publish_every=publish["every"],
+        publish_ms=_ms(publish["seconds"]),
+        max_bytes=limits["max_update_bytes"] or 8 * size + 4096,
+        max_abs=float(limits["max_abs"]),
+        finish_versions=finish["versions"],
+        finish_ms=_ms(finish["seconds"]),
+        finish_bytes=finish["payload_bytes"],
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(float(seconds) * 1000)
+
+
+def _tables(data: bytes) -> dict[str, dict[str, Any]]:
+    """Every table that the fold knows, complete with its defaults."""
+    if len(data) > SPEC_MAX:
+        raise BadLog(f"a specification of {len(data)} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise BadLog("a specification that is not JSON") from exc
+    if not isinstance(found, dict):
+        raise BadLog("a specification that is not a JSON object")
+    unknown = sorted(found.keys() - _KNOWN.keys() - _FOR_DEVICES)
+    if unknown:
+        raise NotCovered(f"the field {unknown[0]} of a specification")
+    return {name: _complete(name, found.get(name, {}), known) for name, known in _KNOWN.items()}
+
+
+def _complete(name: str, found: object, known: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise BadLog(f"{name} of a specification is not an object")
+    unknown = sorted(found.keys() - known.keys())
+    if unknown:
+        raise NotCovered(f"the field {name}.{unknown[0]} of a specification")
+    return {**known, **found}
+
+
+def _tensors(tensors: list[dict[str, Any]]) -> tuple[bytes, int]:
+    """spec_digest, and the number of parameters (docs/wire.md, section 6)."""
+    lines, size = b"", 0
+    for tensor in tensors:
+        plain = _complete("params.tensors", tensor, {"name": "", "shape": [], "kind": "trained"})
+        if plain["kind"] != "trained":
+            raise NotCovered(f"a tensor of kind {plain['kind']!r}")
+        shape = plain["shape"]
+        lines += plain["name"].encode() + b"\0" + ",".join(map(str, shape)).encode() + b"\n"
+        size += prod(shape)
+    if not size:
+        raise BadLog("a specification without tensors")
+    return sha256(lines).digest(), size
