@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--nice", type=int, help="lower the process' priority by so much")
     add("--threads", type=int, help="threads of linear algebra, at most")
     add("--memory-mb", type=int, help="memory, at most")
+    add("--disk-mb", type=int, help="disk for updates and model, at most")
     add("--once", action="store_true", help="wake, exchange, sleep: end after one exchange")
     add("--within", type=float, default=120.0, help="seconds that it may take (default 120)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
@@ -92,7 +93,8 @@ def _settings(arguments: argparse.Namespace) -> AgentSettings:
 
 
 async def _run(settings: AgentSettings, trainer: Trainer) -> None:
-    spool = Spool(Path(settings.state_dir) / settings.spool_name)
+    where = Path(settings.state_dir) / settings.spool_name
+    spool = Spool(where, disk_mb=settings.disk_mb)
     agent = Agent(settings, trainer, spool)
     running = asyncio.ensure_future(agent.run())
     if sys.platform != "win32":  # there Ctrl-C cancels this coroutine by itself

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,19 +21,20 @@ from typing import Final, Self
 import msgspec
 import numpy as np
 
+from edge_agent import disk
 from edge_agent.conditions.looking import Unmet, looking
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import read_only, with_local
 from edge_agent.rounds import Adopted, Entropy, OnCreated, Round, Rounds, entropy_of
 from edge_agent.settings import AgentSettings
-from edge_agent.spool import Spool
+from edge_agent.spool import DiskFull, Spool
 from edge_agent.trainer import Trainer
 from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
 from schemas.errors import ConfigError
 from schemas.messages import Manifest
-from schemas.names import DeviceId, TaskName, device_id, task_name
+from schemas.names import DeviceId, Seq, TaskName, device_id, task_name
 from schemas.params import Params, model_digest
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
@@ -43,7 +44,7 @@ from schemas.wire import decode_manifest, encode_manifest
 log = logging.getLogger("fedmq.agent")
 
 RETRY: Final = Backoff(30.0, 3600.0)
-"""How long to wait after a trainer has failed, and failed again."""
+"""How long to wait after a trainer, or the disk, has failed, and failed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,14 @@ class Agent:
         *,
         entropy: Entropy | None = None,
         rng: random.Random | None = None,
-        on_created: OnCreated = lambda _boot, _seq: None,
+        on_created: OnCreated = lambda _boot, _seq, _replaced, _message: None,
         unmet: Unmet | None = None,
         connection: Connection | None = None,
     ) -> None:
         self._settings = settings
         self._owns_spool = spool is None
-        self._spool = spool or Spool(Path(settings.state_dir) / settings.spool_name)
+        where = Path(settings.state_dir) / settings.spool_name
+        self._spool = spool or Spool(where, disk_mb=settings.disk_mb)
         # jitter only; the shell makes the generators that the core is given
         self._rng = rng or random.Random(None if settings.seed < 0 else settings.seed)  # noqa: S311
         self._unmet = unmet or looking(settings, trainer)
@@ -122,7 +124,8 @@ class Agent:
 
     async def run(self) -> None:
         """Take part until cancelled."""
-        await self._reload()
+        with suppress(DiskFull):  # it is read again at every connect
+            await self._reload()
         await together(self._keep_linked(), self._keep_training())
 
     def drain(self) -> None:
@@ -280,26 +283,53 @@ class Agent:
 
     async def _keep_training(self) -> None:
         while not self._draining:
-            model, spec = self._model, self._spec
-            if model is None or spec is None:
-                await self._rest("no model is here yet")
-            elif spec.phase != "running":
-                await self._rest(f"the task is {spec.phase}")
-            elif barred_s := self._link.barred_s:
-                await self._rest("the server takes nothing from this device: banned", barred_s)
-            elif self._spool.trained == model.base:
-                await self._rest("this model was trained from")
-            elif not self._spool.has_room:
-                log.warning("outbox_full: 64 updates wait for their Receipt")
-                await self._rest("64 updates wait for their Receipt")
-            elif unmet := await self._times_are_bad(spec):
-                await self._wait_for_better_times(unmet)
-            else:
-                self._resting = ""
-                await self._train_on(model, spec)
+            try:
+                await self._train_or_rest()
+            except DiskFull as exc:
+                self._failures += 1
+                pause = RETRY.bound_s(self._failures)
+                # TRY400: a full disk is no place in the code
+                log.error("disk_full error=%s: trying again in %.0f s", exc, pause)  # noqa: TRY400
+                await asyncio.sleep(pause)
         self._resting, self._rests_on = "it was told to stop", self._model
         self._beat()
         await asyncio.Event().wait()  # the link lives on, for what is still open
+
+    async def _train_or_rest(self) -> None:
+        model, spec = self._model, self._spec
+        if spec is not None:
+            self._check_disk(spec)
+        if model is None or spec is None:
+            await self._rest("no model is here yet")
+        elif spec.phase != "running":
+            await self._rest(f"the task is {spec.phase}")
+        elif barred_s := self._link.barred_s:
+            await self._rest("the server takes nothing from this device: banned", barred_s)
+        elif self._spool.trained == model.base:
+            await self._rest("this model was trained from")
+        elif not self._has_room(spec):
+            why = f"{self.open_updates} updates wait for their Receipt"
+            log.warning("outbox_full: %s", why)
+            await self._rest(why)
+        elif unmet := await self._times_are_bad(spec):
+            await self._wait_for_better_times(unmet)
+        else:
+            self._resting = ""
+            await self._train_on(model, spec)
+
+    def _check_disk(self, spec: TaskSpec) -> None:
+        """Refuse a bound in which the task cannot live."""
+        bound, needed = self._spool.disk_mb, disk.megabytes_needed(spec)
+        if 0 < bound < needed:
+            raise ConfigError("disk_mb", f"{bound} MB cannot hold this task: give {needed}")
+
+    def _has_room(self, spec: TaskSpec) -> bool:
+        """Whether another number may be opened, and the largest update of the task would fit."""
+        if not self._spool.has_room:
+            return False
+        bound = self._spool.disk_mb * disk.MB
+        room = disk.room_for_updates(bound, spec)
+        return not bound or self._spool.open_bytes + disk.update_bytes(spec) <= room
 
     async def _rest(self, why: str, longest_s: float | None = None) -> None:
         """Wait for news, but not longer than this."""
@@ -323,6 +353,10 @@ class Agent:
             log.info("not_training: %s", why)
         await self._rest(why, self._settings.conditions_every_s)
 
+    def _may_replace(self, seq: Seq, spec: TaskSpec) -> bool:
+        """Whether an update is still unsent, and there is a number for what replaces it."""
+        return self._spool.is_unsent(self._spool.boot, seq) and self._has_room(spec)
+
     async def _train_on(self, model: Adopted, spec: TaskSpec) -> None:
         """Train from one base; go on while the update is unsent and no newer model is here."""
         before = self._rounds.residual
@@ -330,13 +364,13 @@ class Agent:
         while state.number < spec.train.rounds_per_base and self._model is model:
             if self._draining:
                 return
-            if state.seq is not None and not self._spool.is_unsent(state.seq):
+            if state.seq is not None and not self._may_replace(state.seq, spec):
                 return
             if state.number and await self._times_are_bad(spec):
                 return
             try:
                 state = await asyncio.to_thread(self._rounds.one, model, spec, state, before)
-            except ConfigError:
+            except (ConfigError, DiskFull):
                 raise
             except Exception as exc:
                 self._failures += 1

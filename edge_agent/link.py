@@ -10,26 +10,28 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from edge_agent import disk
 from edge_agent.download import assemble, fits, next_window
 from edge_agent.offers import Channel, Offers
+from edge_agent.restraint import Restraint
 from edge_agent.settings import AgentSettings
-from edge_agent.spool import OpenUpdate, Spool
+from edge_agent.spool import DiskFull, OpenUpdate, Spool
 from lifetimes.together import together
 from mqtt_session.address import address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError
 from schemas.errors import ConfigError, WireError
 from schemas.messages import Manifest
-from schemas.names import DeviceId, Seq, in_canary
+from schemas.names import Boot, DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, Reason, outcome_name
 from schemas.seal import EVERYBODY, opened, sealed
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
-from schemas.watch import DeviceState
+from schemas.watch import Busy, DeviceState
 from schemas.window import is_settled
 from schemas.wire import decode_manifest, decode_receipt, encode_manifest
 
@@ -40,6 +42,10 @@ BANNED_S: Final = 3600.0
 
 GOODBYE_S: Final = 0.4
 """How long a device that is stopped tries to say so."""
+
+
+Identity: TypeAlias = tuple[Boot, Seq]
+"""What an update of this device is called."""
 
 
 class Connection(Protocol):
@@ -94,6 +100,8 @@ class Link:
         self._wanted: Manifest | None = None
         self._offers = Offers(canary=False)
         self._seals = False
+        self._restraint = Restraint(rng)
+        self._refused: Manifest | None = None
         self._wake_sender = asyncio.Event()
         self._wake_fetcher = asyncio.Event()
         self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
@@ -112,12 +120,15 @@ class Link:
         self._wake_sender.set()
 
     async def use(self, session: Connection) -> None:
-        """Live on one connection until it ends."""
+        """Live on one connection until it ends; a disk that takes nothing ends it too."""
         try:
             await together(self._listen(session), self._act(session))
         except asyncio.CancelledError:
             await self._say_goodbye(session)
             raise
+        except DiskFull as exc:
+            msg = f"disk_full: {exc}"
+            raise LinkError(msg) from exc
         finally:
             self.online = False
 
@@ -138,7 +149,8 @@ class Link:
         canary = spec is not None and in_canary(self._device, spec.gate.canary)
         self._offers = Offers(canary=canary)
         self._seals = spec is not None and spec.codec.checksum
-        own = [topics.pin(self._device), topics.receipt(self._device), topics.spec]
+        self._restraint = Restraint(self._rng)
+        own = [topics.busy, topics.pin(self._device), topics.receipt(self._device), topics.spec]
         await session.subscribe([*own, self._channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
@@ -173,6 +185,8 @@ class Link:
             self._hear_manifest(channels[message.topic], payload)
         elif message.topic == topics.receipt(self._device):
             await self._settle(payload)
+        elif message.topic == topics.busy:
+            self._hear_busy(payload)
         elif not payload:
             return  # a retained topic was cleared
         elif message.topic == topics.spec:
@@ -200,6 +214,17 @@ class Link:
         except ConfigError:
             return None  # of a task that needs a newer device: another one may come
 
+    def _hear_busy(self, payload: bytes) -> None:
+        """Send less, or as usual again."""
+        try:
+            busy = msgspec.json.decode(payload, type=Busy) if payload else None
+        except msgspec.DecodeError as exc:
+            raise WireError(Reason.MALFORMED, str(exc)) from exc
+        if busy is not None:
+            log.info("server_busy why=%s pause_s=%.1f", busy.why, busy.pause_s)
+        self._restraint.hear(busy, monotonic())
+        self._wake_sender.set()
+
     async def _settle(self, payload: bytes) -> None:
         if not payload:  # cleared: whatever was held against this device is over
             await self._bar(banned=False)
@@ -209,13 +234,12 @@ class Link:
             reason = outcome_name(receipt.outcome)
             log.warning("update_rejected seq=%d reason=%s", receipt.seq, reason)
         await self._bar(banned=receipt.outcome == Reason.BANNED)
-        if receipt.boot != self._spool.boot:
-            return
 
         def settled(seq: Seq) -> bool:
             return is_settled(seq, receipt.low, receipt.settled)
 
-        if await asyncio.to_thread(self._spool.settle, settled):
+        if await asyncio.to_thread(self._spool.settle, receipt.boot, settled):
+            self._wake_fetcher.set()  # a model may fit now that did not
             await self._on_news()
 
     async def _bar(self, *, banned: bool) -> None:
@@ -257,6 +281,8 @@ class Link:
             manifest = self._wanted
             if manifest is None or manifest == self._stored_manifest() or not self._fits(manifest):
                 continue
+            if not await asyncio.to_thread(self._has_room_for, manifest):
+                continue
             if await self._fetch_blob(session, manifest):
                 self._refusals = 0
                 if self._wanted is manifest:
@@ -278,6 +304,17 @@ class Link:
             size = manifest.blob_bytes
             log.warning("model_refused version=%d bytes=%d above=%d", manifest.version, size, bound)
         return manifest.blob_bytes <= bound
+
+    def _has_room_for(self, manifest: Manifest) -> bool:
+        """Whether a model fits below the disk's bound; told once of each."""
+        size = manifest.blob_bytes
+        if self._spool.room_for_model(disk.chunks_on_pages(manifest), size):
+            return True
+        if manifest != self._refused:
+            told = "model_refused version=%d bytes=%d: no room for it within disk_mb=%d"
+            log.warning(told, manifest.version, size, self._spool.disk_mb)
+            self._refused = manifest
+        return False
 
     async def _fetch_blob(self, session: Connection, manifest: Manifest) -> bool:
         """Fetch one blob; False when its chunks do not come or another model is wanted."""
@@ -332,20 +369,26 @@ class Link:
 
     async def _send(self, session: Connection) -> None:
         """Send what is open, one at a time: new ones at once, sent ones again when due."""
-        due: dict[Seq, float] = {}
-        tries: dict[Seq, int] = {}
+        due: dict[Identity, float] = {}
+        tries: dict[Identity, int] = {}
         while True:
             self._wake_sender.clear()
             updates = await asyncio.to_thread(self._spool.open_updates)
             now = monotonic()
             for update in updates:
-                when = due.setdefault(update.seq, self._first_due(update, now))
-                if when <= now and await asyncio.to_thread(self._spool.mark_sent, update.seq):
+                due.setdefault((update.boot, update.seq), self._first_due(update, now))
+            for update in sorted(updates, key=lambda u: due[u.boot, u.seq]):
+                name = update.boot, update.seq
+                if due[name] > now or self._restraint.left_s(monotonic()):
+                    break
+                if await asyncio.to_thread(self._spool.mark_sent, *name):
                     await session.publish(self._topics.up(self._device), self._said(update))
-                    tries[update.seq] = tries.get(update.seq, 0) + 1
-                    due[update.seq] = monotonic() + self._pause(tries[update.seq])
-            nearest = min((due[u.seq] for u in updates), default=now + 3600.0)
-            await _wait(self._wake_sender, nearest - monotonic())
+                    self._restraint.sent(monotonic())
+                    tries[name] = tries.get(name, 0) + 1
+                    due[name] = monotonic() + self._pause(tries[name])
+            now = monotonic()
+            nearest = min((due[u.boot, u.seq] for u in updates), default=now + 3600.0)
+            await _wait(self._wake_sender, max(nearest - now, self._restraint.left_s(now)))
 
     def _said(self, update: OpenUpdate) -> bytes:
         """An update as it goes out: sealed, when the task asks for it now."""

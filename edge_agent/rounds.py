@@ -22,8 +22,9 @@ from schemas.params import Params, base_digest, travelling
 from schemas.task import TaskSpec
 from schemas.wire import encode_update
 
-OnCreated: TypeAlias = Callable[[Boot, Seq], None]
-"""Told of every update that was created, after it is safe on the disk."""
+OnCreated: TypeAlias = Callable[[Boot, Seq, Seq | None, bytes], None]
+"""Told of every update that was created, after it is safe on the disk: its identity, the number of
+the update that it replaces, and its message."""
 
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
@@ -129,7 +130,7 @@ class Rounds:
         found = self._evaluated(spec, tensors) if not state.number else state.found
         result = self._trainer.train(tensors, seconds_of(spec.train, self._watts), rng)
         params = answered(spec.params, model.params, result.tensors)
-        seq = self._spool_update(
+        made = self._spool_update(
             model,
             spec,
             result,
@@ -139,9 +140,10 @@ class Rounds:
             found=found,
             rng=rng,
         )
-        if seq is None:  # the round before was sent while this one ran: it stays alone
+        if made is None:  # the round before was sent while this one ran: it stays alone
             return state
-        self._on_created(self._spool.boot, seq)
+        seq, message = made
+        self._on_created(self._spool.boot, seq, state.seq, message)
         return Round(params, state.number + 1, seq, found)
 
     def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
@@ -162,15 +164,17 @@ class Rounds:
         replaces: Seq | None,
         found: Mapping[str, float],
         rng: "np.random.Generator",
-    ) -> Seq | None:
+    ) -> tuple[Seq, bytes] | None:
         codec = codec_by_name(spec.codec.name)
         delta = travelling(spec.params, params) - travelling(spec.params, model.params)
         sent = compress(delta, before, codec, spec.codec, rng)
         room = METRICS_MAX - len(found)
         metrics = dict(list(result.metrics.items())[:room]) | dict(found)
 
+        written: list[bytes] = []
+
         def write(seq: Seq) -> bytes:
-            return encode_update(
+            message = encode_update(
                 ModelUpdate(
                     epoch=model.manifest.epoch,
                     boot=self._spool.boot,
@@ -184,6 +188,8 @@ class Rounds:
                     metrics=metrics,
                 )
             )
+            written.append(message)
+            return message
 
         left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
         seq = self._spool.put(
@@ -193,6 +199,7 @@ class Rounds:
             replaces=replaces,
             local=local_bytes(spec.params, params),
         )
-        if seq is not None:
-            self._residual = sent.residual
-        return seq
+        if seq is None:
+            return None
+        self._residual = sent.residual
+        return seq, written[-1]

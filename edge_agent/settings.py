@@ -31,6 +31,7 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
         nice: lower the process' priority by so much.
         threads: at most so many threads of linear algebra; 0: as many as there are cores.
         memory_mb: at most so much memory; a trainer that wants more fails; 0: no bound.
+        disk_mb: at most so much of the disk in `state_dir`; 0: no bound but 64 open updates.
     """
 
     device: str
@@ -50,6 +51,7 @@ class AgentSettings(MqttSettings, frozen=True, forbid_unknown_fields=True, kw_on
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 0
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    disk_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
     def spool_name(self) -> str:

@@ -1,43 +1,63 @@
 """The device's disk: its outbox, its residual, its model. One SQLite file a task.
 
 `synchronous=FULL`: when a method returns, a power cut does not take it back. An update and the
-residual that it leaves behind are written in one transaction. The boot number is drawn when the
-file is made, so a replaced card is a new boot. A file of an older version is brought up in one
-transaction; one of a newer version is refused.
+residual that it leaves behind are written in one transaction. A boot number is drawn for every
+*life* (a spool that is opened), and written down with the life's first update: whatever image of
+the disk a process wakes up with, it makes no identity that was made before
+(docs/decisions/0013). Updates of earlier lives stay as they are until they are settled.
+
+A file of an older version is brought up in one transaction; one of a newer version is refused.
 """
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeAlias
+from zlib import crc32
 
+from edge_agent import disk
+from edge_agent.spool_schema import SCHEMA, bring_up, check, version_of
 from schemas.errors import ConfigError
 from schemas.names import Boot, Epoch, ModelVersion, Seq
 from schemas.window import SPAN
 
-SCHEMA: Final = 2
-
-_MIGRATIONS: Final = (
-    # 0 -> 1: a new file
-    """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE updates (seq INTEGER PRIMARY KEY, sent INTEGER NOT NULL, message BLOB NOT NULL);
-CREATE TABLE chunks (blob TEXT, number INTEGER, data BLOB, PRIMARY KEY (blob, number));
-""",
-    # 1 -> 2: tensors that never leave the device
-    "CREATE TABLE local (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;",
-)
-
 Base: TypeAlias = tuple[Epoch, ModelVersion]
+
+LIVES_MAX: Final = 16
+"""A life makes updates only while the oldest open update is of one of the newest 16 lives: a server
+forgets all but a device's newest 64 boots."""
+
+BOOTS_KEPT: Final = 64
+"""Boot numbers of earlier lives that are not drawn again."""
+
+LOG_BYTES: Final = 4 * disk.MB
+"""What an empty log may keep of the disk where there is no bound."""
+
+_THE_DISK: Final = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+_NO_PLACE: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+
+
+class DiskFull(OSError):  # noqa: N818 - a state of the disk, told as `disk_full`
+    """The disk takes nothing now: it is full, fails or is held. What was committed is there."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUpdate:
     """An update that has no Receipt yet."""
 
+    boot: Boot
     seq: Seq
     sent: bool
     message: bytes
@@ -49,44 +69,120 @@ def fresh_boot() -> Boot:
 
 
 class Spool:
-    """One task's file. Safe to call from several threads, one at a time."""
+    """One task's file, for one life. Safe to call from several threads, one at a time.
 
-    def __init__(self, path: Path, *, new_boot: Callable[[], Boot] = fresh_boot) -> None:
+    Every method raises DiskFull when the disk does not take or give what it must.
+
+    Args:
+        path: of the file.
+        new_boot: draws a boot number.
+        disk_mb: megabytes that the file and its log may take; 0: no bound.
+
+    Attributes:
+        boot: of the updates that this life makes.
+        previous: the newest identity that an earlier life has made; None: there was none.
+        disk_mb: as given.
+
+    Raises:
+        ConfigError: the file cannot be a spool, or takes more than it may.
+    """
+
+    def __init__(
+        self, path: Path, *, new_boot: Callable[[], Boot] = fresh_boot, disk_mb: int = 0
+    ) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as exc:
-            remedy = f"{path.parent} cannot hold a spool ({exc}); choose a folder of one's own"
-            raise ConfigError("state_dir", remedy) from exc
+            raise _no_place(path, exc) from exc
         self._lock = Lock()
+        self._life: int | None = None
+        self._seq = 0
+        self.disk_mb = disk_mb
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._prepare(path, new_boot)
-        except sqlite3.DatabaseError as exc:
+            self._prepare(path)
+            self._bound(path)
+            self.previous = self._newest()
+            self.boot = self._drawn(new_boot)
+        except (sqlite3.DatabaseError, UnicodeError) as exc:  # SQLite's message may quote garbage
             self._db.close()
+            code = _primary_code(exc)
+            if code in _NO_PLACE:
+                raise _no_place(path, exc) from exc
+            if code in _THE_DISK:
+                raise DiskFull(f"{path}: {exc}") from exc
             remedy = f"{path} is not a spool ({exc}); move it away to begin as a new boot"
             raise ConfigError("state_dir", remedy) from exc
-        self.boot = Boot(int.from_bytes(self._get("boot") or b"", "big"))
+        except ConfigError:
+            self._db.close()
+            raise
 
-    def _prepare(self, path: Path, new_boot: Callable[[], Boot]) -> None:
-        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _prepare(self, path: Path) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        version = version_of(self._db)
         if version > SCHEMA:
             remedy = f"{path} was written by a newer fedmq (schema {version}); update this one"
             raise ConfigError("state_dir", remedy)
-        if version == SCHEMA:
+        bring_up(self._db)
+        check(self._db)
+
+    def _bound(self, path: Path) -> None:
+        """Let SQLite itself stop at the bound."""
+        bound = self.disk_mb * disk.MB
+        self._db.execute(f"PRAGMA journal_size_limit={disk.log_bytes(bound) or LOG_BYTES}")
+        if not bound:
             return
-        steps = "".join(_MIGRATIONS[version:])
-        self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA};")
-        if version == 0:
-            boot = new_boot().to_bytes(4, "big")
-            self._db.execute("INSERT INTO meta VALUES ('boot', ?)", (boot,))
-        self._db.execute("COMMIT")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={disk.checkpoint_pages(bound)}")
+        pages = disk.file_pages(bound)
+        if self._pragma(f"max_page_count={pages}") > pages:
+            needed = -(-self._pragma("page_count") * disk.PAGE * 8 // 5 // disk.MB)
+            remedy = f"{path} takes more than its part of {self.disk_mb} MB: give {needed}"
+            raise ConfigError("disk_mb", f"{remedy} or move it away")
+
+    def _newest(self) -> tuple[Boot, Seq] | None:
+        boot, seq = self._number("boot"), self._number("seq")
+        return (Boot(boot), Seq(seq)) if seq else None
+
+    def _drawn(self, new_boot: Callable[[], Boot]) -> Boot:
+        """A boot number that no earlier life has used, as far as this disk remembers."""
+        used = self._boots()
+        while (boot := new_boot()) in used:
+            pass
+        return boot
+
+    def _boots(self) -> list[int]:
+        raw = self._get("boots") or b""
+        return [int.from_bytes(raw[at : at + 4], "big") for at in range(0, len(raw), 4)]
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """One thread at a time; what the disk does not take has a name."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.OperationalError as exc:
+                if _primary_code(exc) in _THE_DISK:
+                    raise DiskFull(str(exc)) from exc
+                raise
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and on the disk at the end."""
+        with self._held():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     # -- small values --------------------------------------------------------------------
 
@@ -95,20 +191,26 @@ class Spool:
         return None if row is None else bytes(row[0])
 
     def _set(self, key: str, value: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        query = "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)"
+        self._db.execute(query, (key, value, crc32(value)))
 
     def _number(self, key: str) -> int:
         return int.from_bytes(self._get(key) or b"", "big")
 
+    def _count(self, key: str) -> None:
+        self._set(key, (self._number(key) + 1).to_bytes(8, "big"))
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
     def load(self, key: str) -> bytes | None:
         """Read a named value: `spec`, `manifest`, `channel`, `params`, `residual`."""
-        with self._lock:
+        with self._held():
             return self._get(key)
 
     def save(self, **values: bytes) -> None:
         """Write named values in one transaction."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for key, value in values.items():
                 self._set(key, value)
 
@@ -116,10 +218,22 @@ class Spool:
 
     @property
     def has_room(self) -> bool:
-        """Whether another number may be opened: at most 64, from the oldest open one on."""
-        with self._lock:
-            row = self._db.execute("SELECT min(seq) FROM updates").fetchone()
-            return row[0] is None or self._number("seq") - row[0] + 1 < SPAN
+        """Whether this life may open another number.
+
+        At most 64 are open; within a life all lie in the 64 that end at the newest; and the oldest
+        is of one of the newest LIVES_MAX lives.
+        """
+        with self._held():
+            query = "SELECT count(*), min(life) FROM updates"
+            number, oldest_life = self._db.execute(query).fetchone()
+            life = self._life or self._number("life") + 1
+            query = "SELECT min(seq) FROM updates WHERE life = ?"
+            (oldest,) = self._db.execute(query, (life,)).fetchone()
+            return (
+                number < SPAN
+                and (oldest_life is None or life - oldest_life < LIVES_MAX)
+                and (oldest is None or self._seq + 1 - oldest < SPAN)
+            )
 
     def put(
         self,
@@ -136,32 +250,45 @@ class Spool:
         folded, so nothing is written.
 
         Args:
-            write: gives the message for the number it gets.
+            write: gives the message for the number it gets, under this life's boot.
             base: what it was trained from.
             residual: what encoding left behind; None leaves the stored one as it is.
-            replaces: an update from the same base that this one contains.
+            replaces: an update of this life, from the same base, that this one contains.
             local: tensors that stay on the device, as they are after this training.
         """
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            seq = Seq(self._number("seq") + 1)
+        with self._transaction():
+            seq, life = Seq(self._seq + 1), self._life
             if replaces is not None:
-                query = "DELETE FROM updates WHERE seq = ? AND sent = 0"
-                if not self._db.execute(query, (replaces,)).rowcount:
+                query = "DELETE FROM updates WHERE life = ? AND seq = ? AND sent = 0"
+                if not self._db.execute(query, (life, replaces)).rowcount:
                     return None
-                self._set("superseded", (self._number("superseded") + 1).to_bytes(8, "big"))
-            self._db.execute("INSERT INTO updates VALUES (?, 0, ?)", (seq, write(seq)))
+                self._count("superseded")
+            message = write(seq)
+            if life is None:
+                life = self._begin_life()
+            row = (life, seq, self.boot, crc32(message), message)
+            self._db.execute("INSERT INTO updates VALUES (?, ?, ?, 0, ?, ?)", row)
+            self._count("created")
+            self._set("boot", self.boot.to_bytes(4, "big"))
             self._set("seq", seq.to_bytes(8, "big"))
             self._set("trained", base[0].to_bytes(4, "big") + base[1].to_bytes(4, "big"))
             if residual is not None:
                 self._set("residual", residual)
             rows = list((local or {}).items())
             self._db.executemany("INSERT OR REPLACE INTO local VALUES (?, ?)", rows)
+        self._life, self._seq = life, seq
         return seq
+
+    def _begin_life(self) -> int:
+        """Write this life's boot down, with its first update."""
+        boots = [*self._boots(), self.boot][-BOOTS_KEPT:]
+        self._set("boots", b"".join(boot.to_bytes(4, "big") for boot in boots))
+        self._count("life")
+        return self._number("life")
 
     def local(self) -> dict[str, bytes]:
         """Tensors that never leave this device, by name."""
-        with self._lock:
+        with self._held():
             return dict(self._db.execute("SELECT name, data FROM local").fetchall())
 
     @property
@@ -175,60 +302,97 @@ class Spool:
 
     @property
     def created(self) -> int:
-        """Updates ever created in this boot."""
-        with self._lock:
-            return self._number("seq")
+        """Updates ever created on this disk."""
+        with self._held():
+            return self._number("created")
 
     @property
     def superseded(self) -> int:
-        """Updates that were replaced before they were ever sent."""
-        with self._lock:
+        """Updates that were replaced before they were ever sent, on this disk."""
+        with self._held():
             return self._number("superseded")
 
-    def is_unsent(self, seq: Seq) -> bool:
+    def is_unsent(self, boot: Boot, seq: Seq) -> bool:
         """Whether an update waits and was never given to the network."""
-        with self._lock:
-            query = "SELECT 1 FROM updates WHERE seq = ? AND sent = 0"
-            return self._db.execute(query, (seq,)).fetchone() is not None
+        with self._held():
+            query = "SELECT 1 FROM updates WHERE boot = ? AND seq = ? AND sent = 0"
+            return self._db.execute(query, (boot, seq)).fetchone() is not None
 
     def open_updates(self) -> list[OpenUpdate]:
-        """Updates without a Receipt, oldest first."""
-        with self._lock:
-            rows = self._db.execute("SELECT seq, sent, message FROM updates ORDER BY seq")
-            return [OpenUpdate(Seq(seq), bool(sent), data) for seq, sent, data in rows]
+        """Updates without a Receipt, of whatever life, oldest first."""
+        with self._held():
+            query = "SELECT boot, seq, sent, message FROM updates ORDER BY life, seq"
+            return [
+                OpenUpdate(Boot(boot), Seq(seq), bool(sent), message)
+                for boot, seq, sent, message in self._db.execute(query)
+            ]
 
-    def mark_sent(self, seq: Seq) -> bool:
+    def mark_sent(self, boot: Boot, seq: Seq) -> bool:
         """Note that an update is about to be sent; False when it was replaced meanwhile."""
-        with self._lock:
-            query = "UPDATE updates SET sent = 1 WHERE seq = ?"
-            return bool(self._db.execute(query, (seq,)).rowcount)
+        with self._transaction():
+            query = "UPDATE updates SET sent = 1 WHERE boot = ? AND seq = ?"
+            return bool(self._db.execute(query, (boot, seq)).rowcount)
 
-    def settle(self, is_settled: Callable[[Seq], bool]) -> list[Seq]:
-        """Forget the *sent* updates that a Receipt settles; an unsent one cannot be settled."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            rows = self._db.execute("SELECT seq FROM updates WHERE sent = 1 ORDER BY seq")
-            done = [Seq(seq) for (seq,) in rows.fetchall() if is_settled(Seq(seq))]
-            self._db.executemany("DELETE FROM updates WHERE seq = ?", [(seq,) for seq in done])
+    def settle(self, boot: Boot, is_settled: Callable[[Seq], bool]) -> list[Seq]:
+        """Forget the *sent* updates of a boot that a Receipt settles, whichever life made them.
+
+        An unsent one cannot be settled.
+        """
+        with self._transaction():
+            query = "SELECT seq FROM updates WHERE boot = ? AND sent = 1 ORDER BY seq"
+            rows = self._db.execute(query, (boot,)).fetchall()
+            done = [Seq(seq) for (seq,) in rows if is_settled(Seq(seq))]
+            query = "DELETE FROM updates WHERE boot = ? AND seq = ?"
+            self._db.executemany(query, [(boot, seq) for seq in done])
         return done
+
+    # -- the bound -----------------------------------------------------------------------
+
+    @property
+    def open_bytes(self) -> int:
+        """What the open updates take of the disk, about."""
+        with self._held():
+            sizes = self._db.execute("SELECT length(message) FROM updates").fetchall()
+            return sum(disk.on_pages(size) for (size,) in sizes)
+
+    def room_for_model(self, chunks: int, params: int) -> bool:
+        """Whether chunks, and then the parameters in them, would fit below the bound."""
+        if not self.disk_mb:
+            return True
+        with self._held():
+            pages = self._pragma("max_page_count") - self._pragma("page_count")
+            free = (pages + self._pragma("freelist_count")) * disk.PAGE
+            query = "SELECT coalesce(sum(length(data)), 0) FROM chunks"
+            free += int(self._db.execute(query).fetchone()[0])  # these are kept or make room
+            free += len(self._get("params") or b"")
+        return chunks + disk.on_pages(params) <= free
 
     # -- a model in pieces ---------------------------------------------------------------
 
     def add_chunks(self, blob: str, chunks: Iterable[tuple[int, bytes]]) -> None:
         """Keep chunks of a blob, and drop those of any other."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._db.execute("DELETE FROM chunks WHERE blob != ?", (blob,))
             rows = [(blob, number, data) for number, data in chunks]
             self._db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
 
     def chunks(self, blob: str) -> dict[int, bytes]:
         """The chunks of a blob that are here."""
-        with self._lock:
+        with self._held():
             query = "SELECT number, data FROM chunks WHERE blob = ?"
             return dict(self._db.execute(query, (blob,)).fetchall())
 
     def drop_chunks(self) -> None:
         """Forget all chunks."""
-        with self._lock:
+        with self._transaction():
             self._db.execute("DELETE FROM chunks")
+
+
+def _primary_code(exc: Exception) -> int:
+    """SQLite's result code without its details; 0 for an error that is our own."""
+    return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _no_place(path: Path, exc: Exception) -> ConfigError:
+    remedy = f"{path.parent} cannot hold a spool ({exc}); choose a folder of one's own"
+    return ConfigError("state_dir", remedy)

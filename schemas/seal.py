@@ -3,8 +3,8 @@
 For links without TLS whose bytes may be altered on the way: one flipped bit in a number that
 settles updates would lose one. A task asks for it with `codec.checksum`; then updates, receipts and
 manifests end with CRC-32 (ISO 3309, as in zlib), big-endian, over the device's name and all bytes
-before it (manifests are for everybody: no name). It finds what chance does; against people there
-is TLS.
+before it (manifests are for everybody: no name; receipts and manifests have a mark before it). It
+finds what chance does; against people there is TLS.
 """
 
 from typing import Final
@@ -16,6 +16,10 @@ SEAL_BYTES: Final = 4
 
 EVERYBODY: Final = DeviceId("")
 """Whose name a manifest is sealed with."""
+
+MARK: Final = b"\xc1"
+"""Between an array and its seal: a byte that no MessagePack holds, so that an altered length of the
+array can never take the seal for an element that a newer peer has appended."""
 
 
 def sealed(message: bytes, device: DeviceId) -> bytes:
@@ -32,10 +36,15 @@ def unsealed(data: bytes, device: DeviceId) -> bytes | None:
     return body
 
 
+def sealed_array(array: bytes, device: DeviceId) -> bytes:
+    """A receipt or a manifest, with mark and seal."""
+    return sealed(array + MARK, device)
+
+
 def opened(data: bytes, device: DeviceId) -> bytes:
     """A receipt or manifest that may be sealed: without its seal, or as it is.
 
-    A sealed one that was altered still has its four bytes too many, which its reader refuses.
+    A sealed one that was altered still has mark and seal, which its reader refuses.
     """
     body = unsealed(data, device)
-    return data if body is None else body
+    return data if body is None or not body.endswith(MARK) else body[: -len(MARK)]

@@ -33,7 +33,7 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`")
 UNDERSTOOD: Final = ("kinds", "when", "checksum")
 """What this version understands of a task's `needs`."""
 
-_FOR_DEVICES: Final = ("params", "train", "codec", "evaluate", "gate", "phase")
+_FOR_DEVICES: Final = ("params", "train", "codec", "limits", "evaluate", "gate", "phase")
 
 SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""

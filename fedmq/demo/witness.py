@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zlib import crc32
 
 from schemas.names import Boot, Seq
 
@@ -13,10 +14,11 @@ class Witness:
         self._file = path.open("a", buffering=1)
         self.created = 0
 
-    def __call__(self, boot: Boot, seq: Seq) -> None:
-        """Write one update down."""
+    def __call__(self, boot: Boot, seq: Seq, replaced: Seq | None, message: bytes) -> None:
+        """Write one update down: who it is, in whose place it stands, and what it says."""
         self.created += 1
-        self._file.write(json.dumps({"boot": boot, "seq": seq}) + "\n")
+        said = {"boot": boot, "seq": seq, "replaced": replaced, "crc32": crc32(message)}
+        self._file.write(json.dumps(said) + "\n")
 
     def close(self) -> None:
         """Close the ledger."""

@@ -18,6 +18,12 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[servers.S
 
 
 @pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[servers.Server]:
+    with servers.mosquitto(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
 def heard() -> Iterator[Heard]:
     handler = Heard()
     log = logging.getLogger("fedmq.agent")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -204,6 +205,8 @@ async def device(
     trainer: Tiny | None = None,
     boot: int = 77,
     silence_s: float = 0.5,
+    resend_s: float = 0.2,
+    disk_mb: int = 0,
 ) -> AsyncIterator[Device]:
     settings = AgentSettings(
         mqtt_port=broker.port,
@@ -211,11 +214,12 @@ async def device(
         device=DEVICE,
         task="pumps",
         trainer="not:used",
-        resend_s=0.2,
+        resend_s=resend_s,
         silence_s=silence_s,
         reconnect_s=0.2,
     )
-    spool = Spool(directory / "spool.sqlite", new_boot=lambda: Boot(boot))
+    boots = count(boot)
+    spool = Spool(directory / "spool.sqlite", new_boot=lambda: Boot(next(boots)), disk_mb=disk_mb)
     made, created = trainer or Tiny(), []
     agent = Agent(
         settings,
@@ -223,7 +227,7 @@ async def device(
         spool,
         entropy=entropy_of(1),
         rng=random.Random(1),
-        on_created=lambda _boot, seq: created.append(seq),
+        on_created=lambda _boot, seq, _replaced, _message: created.append(seq),
     )
     running = asyncio.create_task(agent.run())
     try:

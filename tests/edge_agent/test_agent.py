@@ -16,7 +16,8 @@ from schemas.delta import Sparse, to_dense
 from schemas.names import Boot, Seq
 from schemas.outcomes import Reason
 from schemas.params import base_digest
-from schemas.task import spec_to_json
+from schemas.task import TaskSpec, TrainOptions, spec_to_json
+from schemas.window import SPAN
 from schemas.wire import encode_manifest
 from tests.edge_agent.played_server import (
     CHUNKS,
@@ -79,7 +80,8 @@ async def test_a_settled_update_is_never_sent_again(broker, tmp_path) -> None:
             server._inbox.get_nowait()
         async with device(broker, tmp_path):
             await server.keep_model(Model(2))
-            assert (await server.update()).seq == 2
+            update = await server.update()
+            assert (update.boot, update.seq, update.base_version) == (78, 1, 2)
 
 
 async def test_a_refusal_settles_an_update_too(broker, tmp_path, heard) -> None:
@@ -100,6 +102,48 @@ async def test_a_receipt_for_another_boot_settles_nothing(broker, tmp_path) -> N
         await server.keep_model(Model(2))  # comes after the receipt, on the same connection
         await server.update_from(Model(2))
         assert [each.seq for each in there.spool.open_updates()] == [1, 2]
+
+
+async def test_updates_of_two_lives_are_settled_by_receipts_of_their_own(broker, tmp_path) -> None:
+    """A retained receipt speaks of one boot; the other update is answered when it is sent again."""
+    async with server_side(broker) as server:
+        async with device(broker, tmp_path) as there:
+            await server.keep_spec()
+            await server.keep_model(Model(1))
+            first = await server.update()
+        async with device(broker, tmp_path) as there:
+            await server.keep_model(Model(2))
+            second = await server.update_from(Model(2))
+            assert [(u.boot, u.seq) for u in (first, second)] == [(77, 1), (78, 1)]
+        await server.settle(second)
+        async with device(broker, tmp_path) as there:  # it makes nothing itself
+            await eventually(lambda: len(there.spool.open_updates()) == 1, "one is settled")
+            again = await server.update_from(Model(1))
+            while again != first:
+                again = await server.update_from(Model(1))
+            await server.settle(again)
+            await eventually(lambda: not there.spool.open_updates(), "both are settled")
+
+
+async def test_training_on_one_base_stops_at_the_window_of_an_older_update(
+    broker, tmp_path, heard
+) -> None:
+    """Else the server's window would slide past a number that it never saw, and call it folded."""
+    spec = TaskSpec(SPEC.params, codec=SPEC.codec, train=TrainOptions(rounds_per_base=200))
+    async with device(broker, tmp_path) as there:
+        async with server_side(broker) as server:
+            await server.keep_spec(spec)
+            await server.keep_model(Model(1))
+            await server.update()
+        broker.stop()
+        await eventually(lambda: not there.agent.online, "the device notices")
+        raw = Model(2).params.tobytes()
+        there.spool.save(manifest=encode_manifest(Model(2).manifest), params=raw)
+        await there.agent._reload()
+        await eventually(lambda: there.agent.resting != "", "it rests")
+        found = [each.seq for each in there.spool.open_updates()]
+        assert found == [1, SPAN]
+        assert there.created == list(range(1, SPAN + 1))
 
 
 async def test_receipts_out_of_order_settle_by_their_bits(broker, tmp_path) -> None:
@@ -308,7 +352,7 @@ async def test_training_goes_on_offline_and_replaces_what_was_not_sent(broker, t
     np.testing.assert_allclose(learnt, expected, rtol=1e-3, err_msg="all four rounds, once")
 
 
-async def test_a_restart_keeps_the_boot_and_what_is_open(broker, tmp_path) -> None:
+async def test_a_restart_keeps_what_is_open_under_its_own_boot(broker, tmp_path) -> None:
     async with server_side(broker) as server:
         async with device(broker, tmp_path, boot=77) as there:
             await server.keep_spec()
@@ -370,7 +414,7 @@ class SentMeanwhile(Tiny):
         self, tensors: Mapping[str, Any], options: object, rng: np.random.Generator
     ) -> TrainResult:
         if self.started_from and self.spool is not None:
-            self.spool.mark_sent(Seq(1))
+            self.spool.mark_sent(Boot(77), Seq(1))
         return super().train(tensors, options, rng)
 
 
@@ -386,7 +430,7 @@ async def test_an_update_that_was_sent_while_the_next_round_ran_stays_alone(
     trainer.spool = Spool(tmp_path / "spool.sqlite", new_boot=lambda: Boot(77))
     async with device(broker, tmp_path, trainer=trainer) as there:
         await eventually(lambda: len(trainer.started_from) == 2, "two rounds")
-        await eventually(lambda: not there.spool.is_unsent(Seq(1)), "the first is sent")
+        await eventually(lambda: not there.spool.is_unsent(Boot(77), Seq(1)), "the first is sent")
         await asyncio.sleep(0.2)
         assert there.created == [1]
         assert [(each.seq, each.sent) for each in there.spool.open_updates()] == [(1, True)]

@@ -1,7 +1,7 @@
 """The agent as a library: beside a user's program, on the user's connection, once in a while."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,6 @@ from tests.edge_agent.played_server import (
     server_side,
     turns,
 )
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[servers.Server]:
-    with servers.mosquitto(tmp_path) as server:
-        yield server
 
 
 def settings(broker: servers.Server, folder: Path, **given: Any) -> AgentSettings:

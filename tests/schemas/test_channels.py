@@ -17,6 +17,7 @@ BUILT = {
     "spec": TOPICS.spec,
     "model": TOPICS.model,
     "candidate": TOPICS.candidate,
+    "busy": TOPICS.busy,
     "pin": TOPICS.pin(DEVICE),
     "chunk": TOPICS.chunk("k1-7", 3),
     "update": TOPICS.up(DEVICE),

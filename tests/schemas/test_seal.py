@@ -4,8 +4,9 @@ from hypothesis import strategies as st
 from laws import LEAN, NAMES, RECEIPTS, message_survives
 
 from schemas.errors import WireError
-from schemas.names import DeviceId
-from schemas.seal import SEAL_BYTES, opened, sealed, unsealed
+from schemas.messages import Receipt
+from schemas.names import Boot, DeviceId, Epoch, ModelVersion
+from schemas.seal import SEAL_BYTES, opened, sealed, sealed_array, unsealed
 from schemas.wire import decode_receipt, encode_receipt
 
 MESSAGES = st.binary(min_size=1, max_size=200)
@@ -49,11 +50,22 @@ def test_an_altered_sealed_receipt_is_refused_and_a_plain_one_is_read(receipt, d
     name = DeviceId(device)
     plain = encode_receipt(receipt)
     assert decode_receipt(opened(plain, name)) == receipt
-    whole = bytearray(sealed(plain, name))
+    whole = bytearray(sealed_array(plain, name))
     assert decode_receipt(opened(bytes(whole), name)) == receipt
     whole[place % len(whole)] ^= 1 << bit
     with pytest.raises(WireError):
         decode_receipt(opened(bytes(whole), name))
+
+
+def test_no_seal_is_taken_for_an_element_that_was_appended():
+    """A receipt whose seal would read as one text of three bytes, once its length is altered."""
+    receipt = Receipt(Epoch(0), Boot(0), 0, 0, 0, 0, ModelVersion(0))
+    for number in range(3000):
+        name = DeviceId(f"d{number}")
+        whole = bytearray(sealed_array(encode_receipt(receipt), name))
+        whole[0] ^= 1  # an array of nine
+        with pytest.raises(WireError):
+            decode_receipt(opened(bytes(whole), name))
 
 
 @LEAN

@@ -1,0 +1,85 @@
+"""What a task takes of the disk, and how a bound on it is shared out. Pure.
+
+A spool is a file and its write-ahead log. Of a bound the file gets five eighths and the log three:
+a log grows by its largest transaction (a model that is adopted, or an update with its residual)
+above the size at which it is written back.
+"""
+
+from typing import Final
+
+from schemas.messages import Manifest
+from schemas.task import TaskSpec
+
+MB: Final = 1 << 20
+PAGE: Final = 4096
+"""Bytes of a page of the file."""
+
+_ROW: Final = 150
+"""What a small row costs besides its data: keys, twice, and its place on a page."""
+
+_TABLES: Final = 16 * PAGE
+"""Tables without rows, names and numbers."""
+
+
+def file_pages(bound: int) -> int:
+    """Pages that the file may have, of a bound in bytes."""
+    return bound * 5 // 8 // PAGE
+
+
+def log_bytes(bound: int) -> int:
+    """Bytes that the log may keep when it is empty again."""
+    return bound * 3 // 8
+
+
+def checkpoint_pages(bound: int) -> int:
+    """Pages of the log above which it is written back."""
+    return max(1, min(1000, bound // 16 // PAGE))
+
+
+def on_pages(size: int) -> int:
+    """What one large value takes."""
+    return -(-size // (PAGE - 4)) * PAGE + PAGE
+
+
+def chunks_on_pages(manifest: Manifest) -> int:
+    """What the chunks of a model take before it is adopted."""
+    size, number = manifest.chunk_bytes, manifest.chunks
+    if size + _ROW > PAGE:
+        return number * (on_pages(size) + _ROW)
+    return number * (PAGE // (PAGE // (size + _ROW)) + _ROW)
+
+
+def fixed_bytes(spec: TaskSpec) -> int:
+    """What a task takes without any update: model, its chunks, residual, tensors of its own."""
+    model, local = 4 * spec.params.size, _local_bytes(spec)
+    return _TABLES + on_pages(model) + on_pages(model * 5 // 4) + _left_bytes(spec) + local
+
+
+def room_for_updates(bound: int, spec: TaskSpec) -> int:
+    """What the open updates may take together."""
+    return file_pages(bound) * PAGE - fixed_bytes(spec)
+
+
+def update_bytes(spec: TaskSpec) -> int:
+    """What the largest possible update of a task takes."""
+    return on_pages(spec.max_update_bytes)
+
+
+def megabytes_needed(spec: TaskSpec) -> int:
+    """The least bound in which a device can take part: one update at a time."""
+    largest = max(
+        on_pages(4 * spec.params.size),
+        _left_bytes(spec) + _local_bytes(spec) + update_bytes(spec),
+    )
+    in_file = fixed_bytes(spec) + update_bytes(spec)
+    # the log is written back above a sixteenth of the bound; its frames have headers
+    in_log = largest + largest // 100 + 8 * PAGE
+    return -(-max(in_file * 8 // 5, in_log * 16 // 5) // MB)
+
+
+def _left_bytes(spec: TaskSpec) -> int:
+    return on_pages(4 * spec.params.wire_size)
+
+
+def _local_bytes(spec: TaskSpec) -> int:
+    return sum(on_pages(4 * t.size) for t in spec.params.tensors if t.kind == "local")
