@@ -55,10 +55,11 @@ class Standing:
 def without_seal(arrived: Arrived, *, required: bool) -> Arrived | Rejected:
     """Take the seal off, for a task that has ever asked for one.
 
-    Of an oversized message only the head is here: it is refused for that.
+    Of a message that was cut no seal is here: it is refused for its size, but what its head says
+    is not believed.
     """
     if arrived.size != len(arrived.data):
-        return arrived
+        return Rejected(Reason.OVERSIZED, f"{arrived.size} bytes") if required else arrived
     data = unsealed(arrived.data, arrived.device)
     if data is not None:
         return replace(arrived, data=data, size=len(data))
@@ -75,7 +76,7 @@ def read_header(arrived: Arrived, max_bytes: int) -> ModelUpdate | Rejected:
     try:
         update = decode_update(arrived.data)
     except WireError as exc:
-        oversized = arrived.size > max_bytes
+        oversized = arrived.size > max_bytes or arrived.size != len(arrived.data)
         return Rejected(Reason.OVERSIZED if oversized else exc.reason, str(exc))
     return update
 
@@ -97,7 +98,7 @@ def admit(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Contribu
 
 def _refusal(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Rejected | None:
     limit = standing.spec.max_update_bytes
-    if arrived.size > limit:
+    if arrived.size > limit or arrived.size != len(arrived.data):  # or the bridge has cut it
         return Rejected(Reason.OVERSIZED, f"{arrived.size} bytes, the task allows {limit}")
     if arrived.shard != shard_of(arrived.device):
         return Rejected(Reason.WRONG_SHARD, f"shard {arrived.shard} is not {arrived.device}'s")

@@ -15,13 +15,17 @@ from aggregator.state import Answer, Changes, Release, TaskState
 from schemas.messages import Manifest, Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
-from schemas.seal import EVERYBODY, sealed
+from schemas.seal import EVERYBODY, sealed_array
 from schemas.watch import Metrics, Pressure, VersionRecord, Versions
 from schemas.window import SeqWindow
 from schemas.wire import encode_receipt
 
 GENERATIONS: Final = 2
 """Published blobs kept on the broker: the newest and the one before, for who is in mid-download."""
+
+
+CALM: Final = Pressure()
+"""What the bridges say when nothing is the matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def _needed_on_broker(state: TaskState) -> list[Manifest]:
 
 
 def records(
-    state: TaskState, changes: Changes, moved: Moves, pressure: Pressure
+    state: TaskState, changes: Changes, moved: Moves, pressure: Pressure = CALM
 ) -> Iterator[Record]:
     """Everything to say for one commit, in order."""
     if changes.spec is not None:
@@ -126,7 +130,7 @@ def _candidate(state: TaskState, *, cleared: bool) -> dict[str, bytes]:
 def told(state: TaskState, release: Release) -> bytes:
     """A release's manifest as it is published: sealed, where the task asks for checksums."""
     wants = state.spec is not None and state.spec.codec.checksum
-    return sealed(release.manifest, EVERYBODY) if wants else release.manifest
+    return sealed_array(release.manifest, EVERYBODY) if wants else release.manifest
 
 
 def version_record(state: TaskState, release: Release) -> VersionRecord:
@@ -162,10 +166,10 @@ def _receipt(state: TaskState, device: DeviceId, answer: Answer) -> bytes:
     )
     packed = encode_receipt(receipt)
     wants = state.spec is not None and state.spec.codec.checksum
-    return sealed(packed, device) if wants else packed
+    return sealed_array(packed, device) if wants else packed
 
 
-def metrics_json(state: TaskState, pressure: Pressure) -> bytes:
+def metrics_json(state: TaskState, pressure: Pressure = CALM) -> bytes:
     """The retained metrics: counters since the task's origin, and what the bridges have noted."""
     tally, last = state.tally, state.published
     return msgspec.json.encode(

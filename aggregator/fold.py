@@ -10,9 +10,9 @@ Here an entry finds its effect on the model; what leaves the server is decided i
 `aggregator.publishing`, half of the same fold.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -40,6 +40,7 @@ from aggregator.state import (
     origin_state,
 )
 from aggregator.strategies import Advanced, Contribution, State, Strategy, strategy_for
+from schemas.delta import Delta
 from schemas.errors import InvariantError
 from schemas.evaluation import Evaluation, reported
 from schemas.log import (
@@ -69,14 +70,59 @@ FOLD_ID: Final = "fold-1"
 """The arithmetic. Changed arithmetic is a new name, recorded in every checkpoint."""
 
 
-BOOTS_MAX: Final = 16
-"""Spools of one device whose settled numbers are kept: what one device can make us remember."""
+BOOTS_MAX: Final = 64
+"""Boots of one device whose settled numbers are kept: what one device can make us remember. It
+makes updates only while all that it has open is of its newest 16 lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of one update, told to whoever watches the fold.
+
+    Attributes:
+        entry_id: of its entry.
+        device: who sent it.
+        boot: with its spool's number, and
+        seq: the update's; 0 and 0 when it could not be read.
+        base: the version it was trained from; -1 when it could not be read.
+        staleness: versions that had passed since.
+        weight: with which it was folded; 0 when it was refused.
+        outcome: FOLDED or a Reason.
+        version: that it goes into; of a refused one, the model's at that moment.
+        delta: what was folded; None when it was refused.
+    """
+
+    entry_id: EntryId
+    device: DeviceId
+    boot: Boot
+    seq: int
+    base: int
+    staleness: int
+    weight: float
+    outcome: int
+    version: int
+    delta: Delta | None
+
+
+Observer: TypeAlias = Callable[[Decided], None]
 
 
 class Fold:
-    """Applies entries to a TaskState that it owns, and collects the Changes."""
+    """Applies entries to a TaskState that it owns, and collects the Changes.
 
-    def __init__(self, state: TaskState) -> None:
+    `observer` is told of every update that is decided (a duplicate was before). Contributions of
+    `silenced` devices are admitted and keep their place in buffer and versions, but weigh nothing.
+    """
+
+    def __init__(
+        self,
+        state: TaskState,
+        *,
+        observer: Observer | None = None,
+        silenced: frozenset[DeviceId] = frozenset(),
+    ) -> None:
+        self._observer = observer
+        self._silenced = silenced
         self._ledger = Ledger(state)
         self._strategy: Strategy | None = None
         self._standing: Standing | None = None
@@ -316,6 +362,7 @@ class Fold:
         header, arrived = self._opened(arrived, self._standing.spec)
         if isinstance(header, Rejected):
             self._bury(entry_id, arrived, header, record)
+            self._observe(entry_id, arrived.device, None, int(header.reason))
             nameless = Answer(Boot(0), 0, header.reason)
             self.changes.answers.setdefault(arrived.device, nameless)
             return
@@ -383,8 +430,13 @@ class Fold:
         verdict = self._barred(record) or admit(arrived, header, standing)
         if isinstance(verdict, Rejected):
             self._bury(entry_id, arrived, verdict, record)
+            self._observe(entry_id, arrived.device, header, int(verdict.reason))
             return int(verdict.reason)
+        if arrived.device in self._silenced:
+            verdict = replace(verdict, scale=0.0)
+        into = self.state.model.version + 1
         weight = self._fold(entry_id.ms, verdict)
+        self._observe(entry_id, arrived.device, header, FOLDED, (weight, into, verdict))
         tally = self.state.tally
         tally.folded += 1
         tally.staleness_sum += verdict.staleness
@@ -399,6 +451,38 @@ class Fold:
         if found is not None:
             self._publisher.reported(verdict.base_version, found, by_server=False)
         return FOLDED
+
+    def _observe(
+        self,
+        entry_id: EntryId,
+        device: DeviceId,
+        header: ModelUpdate | None,
+        outcome: int,
+        folded: tuple[float, int, Contribution] | None = None,
+    ) -> None:
+        """Tell whoever watches what became of an update."""
+        if self._observer is None:
+            return
+        boot, seq, base = (header.boot, header.seq, header.base_version) if header else (0, 0, -1)
+        now = self.state.model.version
+        weight, version, staleness, delta = 0.0, now, now - base if header else 0, None
+        if folded is not None:
+            weight, version, contribution = folded
+            staleness, delta = contribution.staleness, contribution.delta
+        self._observer(
+            Decided(
+                entry_id,
+                device,
+                Boot(boot),
+                seq,
+                base,
+                staleness,
+                weight,
+                outcome,
+                version,
+                delta,
+            )
+        )
 
     def _barred(self, record: DeviceRecord) -> Rejected | None:
         """Whether anything at all is taken, and from this device."""
@@ -481,7 +565,9 @@ __all__ = [
     "Answer",
     "Changes",
     "DeadLetter",
+    "Decided",
     "Fold",
+    "Observer",
     "Publication",
     "Release",
     "Sender",

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from aggregator.archiver import Archiver
+from aggregator.clock import LogClock
 from aggregator.depot import Depot
 from aggregator.fold import Fold
 from aggregator.judge import Evaluate, Judge
@@ -63,7 +64,8 @@ async def serve(
     named = settings.task_names
     if settings.archive_url:
         Depot(settings.archive_url)  # an impossible one is refused before anything begins
-    peers = Peers(secrets.token_hex(16), named)
+    lease_ms = round(settings.lease_s * 1000)
+    peers = Peers(f"{secrets.token_hex(16)}:{lease_ms}", named)
     running: dict[str, asyncio.Task[None]] = {}
     try:
         while True:
@@ -88,7 +90,7 @@ async def _look_around(settings: AggregatorSettings, peers: Peers) -> Sequence[s
     """All tasks, and who else is alive; None while Redis does not tell."""
     try:
         async with connect(settings.redis_url) as redis:
-            await peers.say_alive(redis, round(settings.lease_s * 1000))
+            await peers.say_alive(redis)
             members = await redis.smembers(TASKS)
         return sorted(task_name(as_bytes(member).decode()) for member in members)
     except (RedisError, OSError) as exc:
@@ -216,20 +218,21 @@ async def _fold_on(
     lease_ms = round(settings.lease_s * 1000)
     renewed, tidied, mine = monotonic(), 0.0, monotonic()
     pressure = await store.pressure()
+    clock = LogClock()
     count = 16
     while True:
         if monotonic() - tidied > TIDY_S:
             await store.tidy(fold.state.cursor, settings, archived=archiver.bound)
             tidied = monotonic()
         if monotonic() - renewed > settings.lease_s / 4:
-            if not await store.hold(lease_ms):
+            if not await store.hold(lease_ms, run_id=position.run_id):
                 raise StaleMemoryError
             renewed = monotonic()
             pressure = await store.pressure()
             mine = renewed if peers.mine(task) else mine
             if renewed - mine > settings.lease_s:  # not for one moment's view of who is alive
                 raise HandedOver
-        block_ms = await _until_deadline(store, fold, lease_ms // 4)
+        block_ms = await _until_deadline(store, fold, clock, lease_ms // 4)
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
             continue
@@ -252,15 +255,16 @@ async def _fold_on(
         count = _next_count(entries, count)
 
 
-async def _until_deadline(store: TaskStore, fold: Fold, longest_ms: int) -> int:
+async def _until_deadline(store: TaskStore, fold: Fold, clock: LogClock, longest_ms: int) -> int:
     """Milliseconds to wait for entries; a deadline that has passed becomes a Tick first."""
     deadline = fold.next_deadline_ms()
     if deadline is None:
         return longest_ms
-    left = deadline - await store.now_ms()
+    redis_ms = await store.now_ms()
+    left = deadline - clock.now_ms(fold.state.cursor.ms, redis_ms, monotonic())
     if left > 0:
         return min(left, longest_ms)
-    await store.append(Tick())
+    await store.append(Tick(), not_before_ms=deadline if redis_ms < deadline else None)
     return longest_ms
 
 

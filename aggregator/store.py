@@ -13,8 +13,10 @@ from typing import Any, Final
 import msgpack
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from aggregator.announce import (
+    CALM,
     Moves,
     Shelf,
     metrics_json,
@@ -50,18 +52,24 @@ COMMIT_LUA: Final = files("aggregator").joinpath("commit.lua").read_text()
 DEAD_LETTERS_KEPT: Final = 4096
 """Dead letters kept a task: with their 4 KiB heads at most 16 MiB."""
 
-CALM: Final = Pressure()
-"""What the bridges say when nothing is the matter."""
-
 _SHRINK: Final = 64
 """Entries that leave a stream at once when it is too large."""
 
-_HOLD_LUA: Final = """
+_HOLD_LUA: Final = """#!lua flags=allow-oom
+if ARGV[3] ~= '' and not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then
+  return 0
+end
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and holder ~= ARGV[1] then
+  local own = tonumber(string.match(holder, ':(%d+)$'))
+  if own and redis.call('PTTL', KEYS[1]) > own then redis.call('PEXPIRE', KEYS[1], own) end
+  return 0
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+
+"""A token ends in `:` and its lease in ms: one that lasts longer was left by a clock set back."""
 
 _FAILOVER_LUA: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
@@ -121,9 +129,12 @@ class TaskStore:
         self._release = redis.register_script(_RELEASE_LUA)
         self._failover = redis.register_script(_FAILOVER_LUA)
 
-    async def hold(self, ttl_ms: int) -> bool:
-        """Take or renew the lease on the task; False while another holds it."""
-        return bool(await self._hold(keys=[self._keys.holder], args=[self._token, ttl_ms]))
+    async def hold(self, ttl_ms: int, *, run_id: str = "") -> bool:
+        """Take or renew the lease on the task.
+
+        False while another holds it, and when Redis is not the server with this run_id any more.
+        """
+        return bool(await self._hold(keys=[self._keys.holder], args=[self._token, ttl_ms, run_id]))
 
     async def is_held(self) -> bool:
         """Whether anybody holds the task now."""
@@ -195,10 +206,19 @@ class TaskStore:
         found: Any = await self._redis.get(self._keys.blob(name))
         return None if found is None else as_bytes(found)
 
-    async def append(self, body: Body) -> None:
-        """Write into the log, if there is one: a deadline that has passed, a version's figures."""
+    async def append(self, body: Body, *, not_before_ms: int | None = None) -> None:
+        """Write into the log, if there is one: a deadline that has passed, a version's figures.
+
+        `not_before_ms` is the entry's time where Redis' own clock is behind.
+        """
         fields: dict[Any, Any] = dict(to_fields(body))
-        await self._redis.xadd(self._keys.log, fields, nomkstream=True)
+        at = "*" if not_before_ms is None else f"{not_before_ms}-*"
+        try:
+            await self._redis.xadd(self._keys.log, fields, id=at, nomkstream=True)
+        except ResponseError:
+            if not_before_ms is None:
+                raise
+            await self.append(body)  # a later entry is there already: so this one is late enough
 
     async def tidy(
         self, cursor: EntryId, settings: AggregatorSettings, *, archived: EntryId | None = None

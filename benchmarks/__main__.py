@@ -3,13 +3,14 @@
 import sys
 from typing import Final
 
-from benchmarks import fold, ingest, install
+from benchmarks import fold, ingest, install, replay
 from benchmarks.report import run
 
 ALL: Final = {
     "fold": ("Fold updates from wire bytes, against plain numpy.", fold.measure),
     "ingest": ("Durable ingest, against a bare subscriber.", ingest.measure),
     "install": ("The size of fedmq[edge] on disk and in memory.", install.measure),
+    "replay": ("Replay an archived log, against folding it live.", replay.measure),
 }
 
 

@@ -13,8 +13,10 @@ from fedmq.commands import (
     health,
     lab,
     lab_broker,
+    log,
     metrics,
     model,
+    replay,
     services,
     tail,
     task,
@@ -37,6 +39,8 @@ app.command("aggregator")(services.aggregator)
 app.command("lab")(lab.lab)
 app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)
+app.command("log")(log.log)
+app.command("replay")(replay.replay)
 app.command("metrics")(metrics.metrics)
 app.command("health")(health.health)
 app.add_typer(task.app, name="task")

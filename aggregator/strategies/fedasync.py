@@ -55,7 +55,7 @@ def fedasync(
 
     def fold(state: State, contribution: Contribution, views: Views) -> tuple[State, Outcome]:
         share = example_share(contribution.num_examples)
-        weight = alpha * weigh(contribution.staleness) * share
+        weight = alpha * weigh(contribution.staleness) * share * contribution.scale
         params = state.vectors["params"]
         newest = max(views)
         if contribution.base_version != newest:

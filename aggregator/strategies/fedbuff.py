@@ -83,6 +83,7 @@ def fedbuff(
 
     def fold(state: State, contribution: Contribution, _views: Views) -> tuple[State, Outcome]:
         weight = weigh(contribution.staleness) * example_share(contribution.num_examples)
+        weight *= contribution.scale
         add_scaled(state.vectors["total"], contribution.delta, weight)
         state = State(state.version, state.vectors, state.buffered + 1)
         if state.buffered < buffer_size:

@@ -25,12 +25,14 @@ class Contribution:
         staleness: versions that passed since, at least 0.
         num_examples: examples in one local epoch.
         delta: `w_local - w_base`.
+        scale: a factor on its weight: 1, or 0 in a history that is folded without its device.
     """
 
     base_version: int
     staleness: int
     num_examples: int
     delta: Delta
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,20 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from redis.asyncio import Redis
+from rich.console import Console
 
+from aggregator.depot import Depot
+from aggregator.erasing import erase_archived
 from aggregator.state import DeviceRecord
 from aggregator.tasks import device_records, erase_traces, no_such, presences, task_spec
+from fedmq.commands.archiving import Archive, depot_for
 from fedmq.commands.deciding import columns, decide, sure
 from fedmq.commands.running import Config, RedisUrl, redis_for
 from schemas.errors import ConfigError
-from schemas.log import DeviceErased, DeviceSet
-from schemas.names import DeviceId, device_id, is_name, task_name
+from schemas.keys import TaskKeys
+from schemas.log import DeviceErased, DeviceSet, EntryId
+from schemas.names import DeviceId, TaskName, device_id, is_name, task_name
 
 app = typer.Typer(
     help="Devices of a task: list, show, ban, allow, tag, erase.",
@@ -209,25 +215,51 @@ def erase(
     name: Name,
     device: Device,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    archive: Archive = None,
     config: Config = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Delete all that is stored of a device, and ban it.
 
     Its updates in the log, its refused ones, its record, its receipt and its state go. What the
-    model has learnt from it stays, and so do files that were exported before.
+    model has learnt from it stays, and so do files that were exported before. In the archive a
+    tombstone takes the place of each of its updates, and all segments since are written again: a
+    replay says so, and what it folds from there on proves nothing.
 
-    Example: fedmq device erase pumps pump-7
+    Example: fedmq device erase pumps pump-7 --archive /srv/fedmq/archive
     """
     task, wanted = task_name(name), device_id(device)
     sure(f"Erase what {task} stores of {wanted}, and ban it?", yes=yes)
 
     async def act() -> None:
         async with redis_for(config, redis_url) as redis:
+            depot = depot_for(config, archive)
+            if depot is None and await redis.exists(TaskKeys(task).archived):
+                raise ConfigError("archive", f"{task} is archived: say where (--archive URL)")
             entry = await decide(redis, task, DeviceErased(wanted), f"{wanted} is forgotten")
             if entry is None:
                 raise ConfigError("task", "what it has sent is not deleted yet: run this again")
             gone = await erase_traces(redis, task, wanted, entry)
-        typer.echo(f"{task}: {gone} of its messages were deleted")
+            typer.echo(f"{task}: {gone} of its messages were deleted")
+            if depot is not None:
+                await _erase_archived(redis, task, depot, wanted, entry)
 
     asyncio.run(act())
+
+
+async def _erase_archived(
+    redis: Redis, task: TaskName, depot: Depot, device: DeviceId, until: EntryId
+) -> None:
+    with Console(stderr=True).status("rewriting the archive") as status:
+
+        def said(done: int, count: int) -> None:
+            status.update(f"rewriting the archive: segment {done} of {count}")
+
+        erased = await erase_archived(redis, task, depot, device, until, said=said)
+    typer.echo(f"{task}: {erased.entries} of its updates in the archive are tombstones now")
+    if erased.joined:
+        typer.echo(
+            f"{erased.joined} links of the archive were broken and are joined now: an erasure was "
+            "interrupted before, or segments are missing",
+            err=True,
+        )

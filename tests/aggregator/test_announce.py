@@ -218,6 +218,10 @@ def test_the_metrics_count_since_the_origin():
         "devices": 1,
         "spools": 1,
         "at_ms": world.now_ms,
+        "busy": "",
+        "busy_times": 0,
+        "busy_s": 0.0,
+        "dropped": 0,
     }
 
 
