@@ -47,8 +47,7 @@ class Downlink:
         """Carry the outbox until the session ends, or the task was deleted."""
         while True:
             try:
-                if await self._hold() and await self._sure.of_all_until_now():
-                    await self._assert_standing()
+                if await self._hold() and await self._assert_standing():
                     if await self._carry_outbox():
                         await self._queue.leave(self._task)
                         log.info("cleared task=%s: it was deleted", self._task)
@@ -61,12 +60,19 @@ class Downlink:
     async def _hold(self) -> bool:
         return await self._queue.hold_downlink(self._task, self._lease_ms)
 
-    async def _assert_standing(self) -> None:
+    async def _assert_standing(self) -> bool:
+        """Say what must be retained; False when the lease is lost meanwhile.
+
+        Read first, then made sure of, then said: nothing newer slips in between.
+        """
         says, blobs = await self._queue.standing(self._task)
+        if not await self._sure.of_all_until_now():
+            return False
         for name, chunk_bytes in blobs.items():
             await self._spread(Spread(name, chunk_bytes))
         for suffix, payload in says:
             await self._session.publish(self._topics.at(suffix), payload, retain=True)
+        return True
 
     async def _carry_outbox(self) -> bool:
         """Carry records out; True after a task's last one, False when another has the lease."""

@@ -43,8 +43,11 @@ class Sure:
         if self._queue.fsync != "everysec":
             return True
         watch = Watch(since=monotonic())
-        while not watch.look(await self._queue.persistence(), monotonic()):
+        sure = False
+        while not sure:
             await asyncio.sleep(min(LOOK_S / 2, self._lease_ms / 4000))
+            sure = watch.look(await self._queue.persistence(), monotonic())
+            # after the look: what was seen was of the server that this session began with
             if not await self._queue.hold_downlink(self._task, self._lease_ms):
                 return False
         return True
