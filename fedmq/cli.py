@@ -18,6 +18,7 @@ from fedmq.commands import (
     model,
     replay,
     services,
+    soak,
     tail,
     task,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("bridge")(services.bridge)
 app.command("aggregator")(services.aggregator)
+app.command("soak")(soak.soak)
 app.command("lab")(lab.lab)
 app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)

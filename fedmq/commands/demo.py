@@ -5,15 +5,15 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from fedmq.commands.running import until_told
 from fedmq.demo.run import Plan, Progress, run
 from fedmq.demo.summary import Summary, in_words
 from fedmq.demo.view import panel
@@ -47,7 +47,7 @@ def demo(
     logging.getLogger("fedmq").setLevel(logging.ERROR)  # bad links are what the demo is about
     told: list[signal.Signals] = []
     try:
-        summary = asyncio.run(_until_told(_watched(plan, folder), told))
+        summary = asyncio.run(until_told(_watched(plan, folder), told))
     except (KeyboardInterrupt, asyncio.CancelledError):
         typer.echo(f"stopped; what there is lies in {folder}/", err=True)
         sys.exit(128 + (told or [signal.SIGINT])[0])
@@ -57,20 +57,6 @@ def demo(
         typer.echo(in_words(summary))
         typer.echo(f"Files: {folder}/ (curve.png, summary.json, events.jsonl, logs)")
     sys.exit(0 if summary.reached else 1)
-
-
-async def _until_told(run: Coroutine[Any, Any, Summary], told: list[signal.Signals]) -> Summary:
-    """Run; the first signal ends it in order, servers and all, and later ones change nothing."""
-    running = asyncio.ensure_future(run)
-
-    def stop(number: signal.Signals) -> None:
-        if not told:
-            running.cancel()
-        told.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    return await running
 
 
 async def _watched(plan: Plan, folder: Path) -> Summary:

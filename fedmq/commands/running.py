@@ -22,6 +22,7 @@ from schemas.errors import ConfigError, FedmqError
 from schemas.settings import load_settings
 
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
+_Result = TypeVar("_Result")
 
 Config = Annotated[
     Path | None,
@@ -100,6 +101,20 @@ async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
         await task
     except asyncio.CancelledError:
         logging.getLogger("fedmq").info("stopped")
+
+
+async def until_told(run: Coroutine[Any, Any, _Result], told: list[signal.Signals]) -> _Result:
+    """Run; the first signal ends it in order, servers and all, and later ones change nothing."""
+    running = asyncio.ensure_future(run)
+
+    def stop(number: signal.Signals) -> None:
+        if not told:
+            running.cancel()
+        told.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return await running
 
 
 class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -267,6 +267,8 @@ class _Run:
         device, message = fields[b"d"].decode("ascii"), fields[b"p"]
         size = int(fields.get(b"n", len(message)))
         cut = size != len(message)  # it was too large to be carried, and only its head is here
+        if self._seals and cut and orders.checksum:
+            raise Refused("oversized")  # its seal is not here: nothing of it is believed
         if self._seals and not cut:
             plain = without_seal(device, message)
             if plain is None and orders.checksum:

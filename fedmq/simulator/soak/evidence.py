@@ -1,0 +1,107 @@
+"""What a soak leaves behind, gathered once, and judged as often as one likes.
+
+The files of a run's folder are the evidence: ledgers of the devices, what left with a card, the
+archive and the rest of the log, and what the service said of itself. The verdict over them is
+always the same, bit for bit: `fedmq soak --check FOLDER`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from aggregator.tasks import task_status, version_records
+from fedmq.simulator.checker import Account, Created, Verdict, fold, judge
+from fedmq.simulator.checker.entries import join, read_archive, read_origin
+from fedmq.simulator.checker.verdict import Service
+from fedmq.simulator.soak.cards import Identity, adopted_on, open_on, read_removed
+from fedmq.simulator.soak.fleet import Fleet
+from fedmq.simulator.soak.plan import EPOCH, TASK
+from redis_session.connection import connect
+from schemas.errors import ConfigError
+from schemas.keys import TaskKeys
+from schemas.wire import decode_manifest
+
+_FILE: Final = "evidence.json"
+_REST: Final = "rest.msgpack"
+
+
+async def gather(fleet: Fleet) -> None:
+    """Write down what the service says and what its stream still holds; files tell the rest."""
+    keys = TaskKeys(TASK)
+    async with connect(fleet.redis.url) as redis:
+        status: Any = await task_status(redis, TASK)
+        versions = await version_records(redis, TASK)
+        entries: Any = await redis.xrange(keys.log)
+        info: Any = await redis.xinfo_stream(keys.log)
+    rest = [[entry_id.decode(), dict(fields)] for entry_id, fields in entries]
+    trimmed = int(info.get("entries-added", len(rest))) > len(rest)
+    (fleet.folder / _REST).write_bytes(msgpack.packb(rest))
+    opened: set[Identity] = set()
+    for device in fleet.devices:
+        opened |= open_on(device.spool, device.name)
+    evidence = {
+        "status": status,
+        "published": {v["version"]: v["digest"] for v in versions if v["status"] == "published"},
+        "trimmed_below": rest[0][0] if trimmed and rest else "",
+        "open": sorted(opened),
+        "adopted": {device.name: _adopted(device.spool) for device in fleet.devices},
+    }
+    (fleet.folder / _FILE).write_text(json.dumps(evidence))
+
+
+def _adopted(spool: Path) -> int | None:
+    """The version that a device has."""
+    manifest = adopted_on(spool)
+    return None if manifest is None else decode_manifest(manifest).version
+
+
+def check(folder: Path) -> tuple[Verdict, Account, Mapping[str, Any]]:
+    """Judge a run by its folder: the verdict, what the log says, what the service said.
+
+    Raises ConfigError: this is not the folder of a soak. CheckerError: the log is broken.
+    """
+    try:
+        evidence = json.loads((folder / _FILE).read_text())
+        rest: Any = msgpack.unpackb((folder / _REST).read_bytes(), max_ext_len=0)
+    except (OSError, ValueError) as exc:
+        raise ConfigError("check", f"{folder} holds no finished soak ({exc})") from exc
+    archive = folder / "archive"
+    stream = [(str(entry_id), dict(fields)) for entry_id, fields in rest]
+    trimmed = _just_below(evidence["trimmed_below"])
+    origin = read_origin(archive, TASK, EPOCH)
+    log = join(read_archive(archive, TASK, EPOCH), stream, trimmed)
+    account = fold(EPOCH, origin.params, log)
+    status = evidence["status"]
+    service: Service = {
+        "version": status["version"],
+        "updates_folded": status["updates_folded"],
+        "updates_rejected": status["updates_rejected"],
+        "duplicates_dropped": status["duplicates_dropped"],
+    }
+    published = {int(version): digest for version, digest in evidence["published"].items()}
+    opened = {(str(d), int(b), int(s)) for d, b, s in evidence["open"]}
+    removed = read_removed(folder / "removed.jsonl")
+    verdict = judge(ledgers(folder), account, opened, removed, published, service)
+    return verdict, account, evidence
+
+
+def _just_below(entry_id: str) -> str:
+    """The highest id before this one; the very first where nothing was trimmed."""
+    if not entry_id:
+        return "0-0"
+    ms, _, serial = entry_id.partition("-")
+    return f"{ms}-{int(serial) - 1}" if int(serial) else f"{int(ms) - 1}-{2**64 - 1}"
+
+
+def ledgers(folder: Path) -> dict[str, Sequence[Created]]:
+    """What every device has created, by its witness."""
+    found: dict[str, Sequence[Created]] = {}
+    for file in sorted((folder / "devices").glob("*/ledger.jsonl")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        found[file.parent.name] = [
+            (line["boot"], line["seq"], line["sha256"], line["replaced"]) for line in lines
+        ]
+    return found
