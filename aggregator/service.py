@@ -24,7 +24,7 @@ from aggregator.peers import Peers
 from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, TaskState
 from aggregator.store import Position, TaskStore, as_bytes
-from lifetimes.together import end, together
+from lifetimes.together import end, finished, together
 from redis_session.connection import connect, failovers
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import Arrived, Body, Entry, ModelSet, Tick
@@ -41,6 +41,9 @@ PUBLISHED_BYTES: Final = 64 << 20
 
 TIDY_S: Final = 30.0
 """How often what is kept is held within its bounds."""
+
+GOODBYE_S: Final = 1.0
+"""How long giving a task back, or one's place among the others, may take."""
 
 TROUBLE_S: Final = 5.0
 """How long a task rests whose log or checkpoint cannot be read."""
@@ -83,7 +86,7 @@ async def serve(
             await asyncio.sleep(min(1.0, settings.lease_s / 4))
     finally:
         await end(running.values())
-        await _say_goodbye(settings, peers)
+        await finished(_say_goodbye(settings, peers), within_s=GOODBYE_S)
 
 
 async def _look_around(settings: AggregatorSettings, peers: Peers) -> Sequence[str] | None:
@@ -101,7 +104,7 @@ async def _look_around(settings: AggregatorSettings, peers: Peers) -> Sequence[s
 async def _say_goodbye(settings: AggregatorSettings, peers: Peers) -> None:
     """Nobody need wait for this process; if Redis is not there, they find out by themselves."""
     with suppress(RedisError, OSError, TimeoutError):
-        async with asyncio.timeout(1.0), connect(settings.redis_url) as redis:
+        async with asyncio.timeout(GOODBYE_S), connect(settings.redis_url) as redis:
             await peers.say_goodbye(redis)
 
 
@@ -165,11 +168,17 @@ async def _session(
         )
         await together(folding, judge.run(), archiver.run())
     except (asyncio.CancelledError, HandedOver) as exc:
-        await store.release()
+        await finished(_give_back(store), within_s=GOODBYE_S)
         if isinstance(exc, HandedOver):
             return "another aggregator is to hold it"
         raise
     return "its session has ended"
+
+
+async def _give_back(store: TaskStore) -> None:
+    """Give the lease back; without Redis it runs out by itself."""
+    with suppress(RedisError, OSError):
+        await store.release()
 
 
 async def _hold(

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from time import monotonic
 from typing import Final
@@ -53,7 +53,7 @@ DRAIN_S: Final = 3.0
 AGAIN_S: Final = 0.5
 """The pause before a batch is tried again that a full Redis has refused."""
 
-GOODBYE_S: Final = 0.5
+GOODBYE_S: Final = 1.0
 """How long saying that Redis is away, or giving leases back, may take."""
 
 
@@ -198,17 +198,22 @@ class Bridge:
                         running[task] = asyncio.create_task(carrying, name=name)
                 await _first_failure(running.values(), timeout_s=1.0)
         finally:
-            await end(running.values())
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(GOODBYE_S):
-                    for task in running:
-                        await queue.release_downlink(task)
+            await finished(_leave(running, queue), within_s=DRAIN_S)
 
 
 async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:
     """Run the bridge until cancelled. Raises ConfigError."""
     bridge = Bridge(settings)
     await keep_connected(bridge.door, bridge.use, rng=rng, backoff=Backoff(0.2, 5.0))
+
+
+async def _leave(running: Mapping[TaskName, asyncio.Task[None]], queue: Queue) -> None:
+    """End what goes down, and give the leases back; without Redis they run out by themselves."""
+    await end(running.values())
+    with suppress(RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(GOODBYE_S):
+            for task in running:
+                await queue.release_downlink(task)
 
 
 async def _first_failure(tasks: Collection[asyncio.Task[None]], *, timeout_s: float) -> None:
