@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- One commit of one task, all or nothing, and only once.
 --
 -- KEYS  1 checkpoint  2 arrays  3 windows  4 devices  5 versions  6 standing  7 out  8 dead

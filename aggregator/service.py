@@ -6,7 +6,7 @@ Crash-only: whatever goes wrong ends the session, and the next one starts from t
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Final, NoReturn
@@ -45,6 +45,9 @@ TIDY_S: Final = 30.0
 GOODBYE_S: Final = 1.0
 """How long giving a task back, or one's place among the others, may take."""
 
+LEAVE_S: Final = 10.0
+"""How long ending all tasks may take."""
+
 TROUBLE_S: Final = 5.0
 """How long a task rests whose log or checkpoint cannot be read."""
 
@@ -64,47 +67,47 @@ async def serve(
 
     `evaluators` measure the versions of the tasks they are named for.
     """
-    named = settings.task_names
     if settings.archive_url:
         Depot(settings.archive_url)  # an impossible one is refused before anything begins
+    named = settings.task_names
     lease_ms = round(settings.lease_s * 1000)
     peers = Peers(f"{secrets.token_hex(16)}:{lease_ms}", named)
     running: dict[str, asyncio.Task[None]] = {}
-    try:
-        while True:
-            known = await _look_around(settings, peers)
-            wanted = named or known
-            if wanted is not None:
-                gone = [running.pop(task) for task in set(running) - set(wanted)]
-                await end(gone)  # they were deleted
-            for task in wanted or ():
-                if task not in running:
-                    name = f"fedmq.aggregator[{task}]"
-                    judge = (evaluators or {}).get(task)
-                    serving = _keep_serving(TaskName(task), settings, peers, judge)
-                    running[task] = asyncio.create_task(serving, name=name)
-            await asyncio.sleep(min(1.0, settings.lease_s / 4))
-    finally:
-        await end(running.values())
-        await finished(_say_goodbye(settings, peers), within_s=GOODBYE_S)
+    async with connect(settings.redis_url) as redis:
+        try:
+            while True:
+                known = await finished(_look_around(redis, peers), within_s=GOODBYE_S)
+                wanted = named or known
+                if wanted is not None:
+                    gone = [running.pop(task) for task in set(running) - set(wanted)]
+                    await end(gone)  # they were deleted
+                for task in wanted or ():
+                    if task not in running:
+                        name = f"fedmq.aggregator[{task}]"
+                        judge = (evaluators or {}).get(task)
+                        serving = _keep_serving(TaskName(task), settings, peers, judge)
+                        running[task] = asyncio.create_task(serving, name=name)
+                await asyncio.sleep(min(1.0, settings.lease_s / 4))
+        finally:
+            await finished(_leave(redis, peers, running.values()), within_s=LEAVE_S)
 
 
-async def _look_around(settings: AggregatorSettings, peers: Peers) -> Sequence[str] | None:
+async def _look_around(redis: Redis, peers: Peers) -> Sequence[str] | None:
     """All tasks, and who else is alive; None while Redis does not tell."""
     try:
-        async with connect(settings.redis_url) as redis:
-            await peers.say_alive(redis)
-            members = await redis.smembers(TASKS)
+        await peers.say_alive(redis)
+        members = await redis.smembers(TASKS)
         return sorted(task_name(as_bytes(member).decode()) for member in members)
     except (RedisError, OSError) as exc:
         log.warning("redis_unreachable error=%s", exc)
         return None
 
 
-async def _say_goodbye(settings: AggregatorSettings, peers: Peers) -> None:
-    """Nobody need wait for this process; if Redis is not there, they find out by themselves."""
+async def _leave(redis: Redis, peers: Peers, running: Collection[asyncio.Task[None]]) -> None:
+    """End every task, and let nobody wait for this process; without Redis they find out."""
+    await end(running)
     with suppress(RedisError, OSError, TimeoutError):
-        async with asyncio.timeout(GOODBYE_S), connect(settings.redis_url) as redis:
+        async with asyncio.timeout(GOODBYE_S):
             await peers.say_goodbye(redis)
 
 

@@ -52,7 +52,7 @@ class AggregatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     lease_s: _Seconds = 5.0
     after_failover: Literal["epoch", "keep"] = "epoch"
     log_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
-    log_keep_bytes: _Bytes = 0
+    log_keep_bytes: _Bytes = 256 << 20
     dead_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 30 * 86_400.0
     dead_keep_bytes: _Bytes = 16 << 20
     versions_keep: Annotated[int, msgspec.Meta(ge=1)] = 10_000

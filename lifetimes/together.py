@@ -7,7 +7,9 @@ for it. Here the cancellation is repeated until it is obeyed.
 
 import asyncio
 from collections.abc import Collection, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+_Result = TypeVar("_Result")
 
 AGAIN_S: Final = 0.5
 """How long a cancelled task has to end before it is cancelled again."""
@@ -24,7 +26,7 @@ async def together(*coroutines: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel tasks until all have ended; their failures count as seen.
 
     A cancellation of the caller in the meantime waits until then: no child is left behind.
@@ -44,7 +46,7 @@ async def end(tasks: Collection[asyncio.Task[None]]) -> None:
         raise interrupted
 
 
-async def finished(coroutine: Coroutine[Any, Any, None], *, within_s: float) -> None:
+async def finished(coroutine: Coroutine[Any, Any, _Result], *, within_s: float) -> _Result:
     """Run to the end though cancelled meanwhile, but not longer than this; then obey.
 
     For what is better not left half done. Cancelling again does not hurry it.
@@ -64,4 +66,4 @@ async def finished(coroutine: Coroutine[Any, Any, None], *, within_s: float) -> 
     if interrupted is not None:
         await end([task])
         raise interrupted
-    task.result()
+    return task.result()

@@ -9,7 +9,7 @@ from schemas.errors import ConfigError
 DeviceId = NewType("DeviceId", str)
 TaskName = NewType("TaskName", str)
 ModelVersion = NewType("ModelVersion", int)
-Boot = NewType("Boot", int)  # uint32, random, made with the spool: a replaced card is a new boot
+Boot = NewType("Boot", int)  # uint32, drawn for every life of the device: an old card is a new boot
 Seq = NewType("Seq", int)  # uint32, from 1, within a boot
 Epoch = NewType("Epoch", int)  # uint16, from 1; raised when a task's log is re-created or restored
 

@@ -103,6 +103,12 @@ def aggregator(
     evaluate_option: Annotated[
         list[str] | None, typer.Option(help="TASK.KEY=VALUE, for the constructor of that class.")
     ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            "--archive", help="Folder or s3:// URL where folded logs are kept. [default: none]"
+        ),
+    ] = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Fold the logs into models and publish them through the outbox.
@@ -114,6 +120,9 @@ def aggregator(
     With --evaluate every version is measured before people and [gate] judge it; the class has one
     method, evaluate(tensors) -> Evaluation. Built in: edge_agent.trainers:HeldOut.
 
+    Start several: they share the tasks, and when one dies or freezes another takes over. With
+    --archive nothing leaves the log before it is there; fedmq replay folds it again.
+
     Example: fedmq aggregator --evaluate pumps=edge_agent.trainers:HeldOut
     --evaluate-option pumps.data=held-out.npz
     """
@@ -123,6 +132,7 @@ def aggregator(
         "tasks": tasks,
         "lease_s": lease_s,
         "evaluate": judges or None,
+        "archive_url": archive,
     }
     settings = read_settings(AggregatorSettings, "aggregator", config, flags)
     evaluators = {

@@ -20,7 +20,15 @@ USERS = ("pump-1", "pump-2", "fedmq-bridge", "fedmq-watch", "root")
 END = b"that was all"
 
 DEVICE_WRITES = ("up/3/pump-1", "state/pump-1", "ask/pump-1")
-DEVICE_READS = ("spec", "model", "candidate", "blob/k1-0/0", "model/pump-1", "receipt/pump-1")
+DEVICE_READS = (
+    "spec",
+    "model",
+    "candidate",
+    "busy",
+    "blob/k1-0/0",
+    "model/pump-1",
+    "receipt/pump-1",
+)
 BRIDGE_WRITES = (*DEVICE_READS, "metrics", "versions", "events", "state/pump-1")
 
 
