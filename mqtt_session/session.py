@@ -159,7 +159,13 @@ class Session:
 
 async def _filled_or_gone(client: _BatchingClient) -> None:
     if client.gone.done():
-        client.gone.result()
+        try:
+            client.gone.result()
+        except LinkError:
+            raise
+        except Exception as exc:  # what paho makes of bytes that are no MQTT: a topic not in UTF-8
+            msg = f"the broker sent what cannot be read: {exc}"
+            raise LinkError(msg) from exc
         msg = "the connection is closed"
         raise LinkError(msg)
     waiter = asyncio.ensure_future(client.filled.wait())

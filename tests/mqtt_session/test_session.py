@@ -258,3 +258,35 @@ async def test_a_socket_that_closes_with_something_to_write_is_no_complaint(brok
             await asyncio.sleep(0)
         publishing.cancel()
     assert complaints == []
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x30\x05\x00\x03t\xe4x",  # PUBLISH at a topic that is not UTF-8
+        b"\x30\x02\x00\x09",  # PUBLISH whose topic is longer than it
+        b"\x90\x00",  # SUBACK of nothing
+        b"\x40\x01\x00",  # PUBACK of one byte
+        b"\xf0\x00",  # no packet at all
+        b"\x30\xff\xff\xff\xff\xff",  # a length of five bytes
+    ],
+)
+async def test_bytes_that_are_no_mqtt_end_the_connection_and_nothing_else(nonsense: bytes) -> None:
+    async def broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"\x20\x02\x00\x00" + nonsense)
+        await reader.read(1000)
+        writer.close()
+
+    server = await asyncio.start_server(broker, servers.HOST, 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(LinkError):
+                async with connect(to(port), client_id="me", clean=True) as session:
+                    while True:
+                        await asyncio.sleep(0.05)
+                        await session.publish("t", b"", qos=0)
+                        await session.receive()
+    finally:
+        server.close()
