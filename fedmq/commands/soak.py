@@ -78,9 +78,11 @@ def soak(
     Needs nothing but the package; mosquitto is taken where it is installed, clocks jump where
     libfaketime is. Corrupt bytes are found because the task asks for checksums.
 
-    Examples: fedmq soak --seconds 60 --seed 1
-    fedmq soak --hours 8 --seed 2; after a power cut: fedmq soak --resume runs/soak-... --hours 8
-    fedmq soak --seed 1 --schedule 20
+    Example: fedmq soak --seconds 60 --seed 1
+
+    After a power cut: fedmq soak --resume runs/soak-... --hours 8
+
+    What is to come: fedmq soak --seed 1 --schedule 20
     """
     if check is not None:
         _finish(check, *_judged(check), as_json=as_json)
