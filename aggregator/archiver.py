@@ -6,7 +6,9 @@ only for who holds the task. What lies beyond the mark is never believed: it is 
 log, adopted when it is the same, and written again when it is not. `bound` is what may be trimmed.
 
 A failing archive stops nothing: it is told once, tried again with growing pauses, and nothing is
-trimmed meanwhile. Refuses to touch a folder that holds another history of the task.
+trimmed meanwhile. Nor does a Redis that refuses: what must be written there is small, and makes
+room (`allow-oom`). Refuses to touch a folder that holds another history of the task, or nothing
+where something was archived.
 """
 
 import asyncio
@@ -17,12 +19,12 @@ from time import monotonic
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import LockError, RedisError
 
 from aggregator.depot import Depot
 from aggregator.segments import Logged, Segment, SegmentName, Tail, hash_of, pack, unpack
 from aggregator.settings import AggregatorSettings
 from aggregator.state import ORIGIN
+from redis_session.lease import Lease, fresh_token
 from schemas.errors import ConfigError
 from schemas.keys import TaskKeys
 from schemas.log import EntryId
@@ -37,10 +39,20 @@ LONGEST_PAUSE_S: Final = 60.0
 LOCK_S: Final = 120.0
 """How long a writer that died keeps others from writing the archive."""
 
+_LOCK_MS: Final = round(LOCK_S * 1000)
+
 _COUNT: Final = 16
 _COUNT_MAX: Final = 512
 
-NOTE_LUA: Final = """
+_LOOK_S: Final = 0.05
+"""How long to wait before asking again whether the archive is free."""
+
+_RENEW_LUA: Final = """#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+NOTE_LUA: Final = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[2], 'id', ARGV[2], 'hash', ARGV[3])
 return 1
@@ -68,6 +80,7 @@ class Archiver:
         self._settings = settings
         self._depot: Depot | None = None
         self._epoch = 0
+        self._origin: bytes | None = None
         self._loaded: EntryId | None = None
         self._cursor = ORIGIN
         self._sealed = ORIGIN
@@ -103,12 +116,12 @@ class Archiver:
                 else:
                     await self.adopt()
                     began = True
-            except (RedisError, asyncio.CancelledError):
+            except asyncio.CancelledError:
                 raise
             except BusyError:
                 await asyncio.sleep(pause)
                 continue
-            except Exception as exc:  # noqa: BLE001 - whatever an object store's library raises
+            except Exception as exc:  # noqa: BLE001 - Redis, or an object store's library
                 trouble = f"{type(exc).__name__}: {exc}"
             if not trouble:
                 if told:
@@ -202,12 +215,16 @@ class Archiver:
         depot = await self._open()
         names = await asyncio.to_thread(depot.segments, self._task, self._epoch)
         mark = await self._mark()
-        if mark is not None and names:
+        if mark is not None:
+            self._check_there(depot, names, mark)
+        await self._begin(depot)
+        if mark is not None:
             names = await self._believed(depot, names, mark)
         if not names:
             self._sealed = ORIGIN
             return None
         if mark is not None and mark == self._known and names[-1].last == mark.last:
+            self._sealed = mark.last
             return mark  # written or read by ourselves, and nobody has written since
         file = depot.file(self._task, self._epoch, names[-1])
         data = await asyncio.to_thread(depot.read, file)
@@ -220,6 +237,16 @@ class Archiver:
         self._sealed, self._known = tail.last, tail
         return tail
 
+    def _check_there(self, depot: Depot, names: list[SegmentName], mark: Tail) -> None:
+        """Whether the archive holds as much as it once did; until it does, nothing is trimmed."""
+        if names and names[-1].last >= mark.last:
+            return
+        self._sealed = ORIGIN
+        ends = f"ends at {names[-1].last}" if names else "holds no segment"
+        lost = f"{depot.folder(self._task, self._epoch)} {ends}, but the log was archived up to"
+        remedy = f"bring its files back (is it mounted?), or delete {self._keys.archived} in Redis"
+        raise ConfigError("archive_url", f"{lost} {mark.last}; {remedy} to begin another archive")
+
     async def _believed(
         self, depot: Depot, names: list[SegmentName], mark: Tail
     ) -> list[SegmentName]:
@@ -229,9 +256,6 @@ class Archiver:
         that depends on them was trimmed: they are written again.
         """
         folder = depot.folder(self._task, self._epoch)
-        if names[-1].last < mark.last:
-            lost = f"{folder} ends at {names[-1].last}, but the log was archived up to {mark.last}"
-            raise ConfigError("archive_url", f"{lost}; bring its files back, or choose another")
         believed = [name for name in names if name.last <= mark.last]
         beyond = names[len(believed) :]
         if beyond and (not believed or believed[-1].last != mark.last):
@@ -285,18 +309,23 @@ class Archiver:
         return [Logged(EntryId.parse(entry_id), fields) for entry_id, fields in raw]
 
     async def _open(self) -> Depot:
-        """The archive, with the task's origin in it."""
+        """The archive; nothing is written to it yet."""
         if self._depot is not None:
             return self._depot
         raw: Any = await self._redis.hmget(self._keys.origin, ["epoch", "params"])
         if None in raw:
             raise ConfigError("task", f"{self._task!r} has no origin any more")
-        depot = await asyncio.to_thread(Depot, self._settings.archive_url)
-        epoch, params = int(raw[0]), raw[1]
-        await asyncio.to_thread(depot.put_origin, self._task, epoch, params)
-        await asyncio.to_thread(depot.sweep, self._task, epoch)
-        self._depot, self._epoch = depot, epoch
-        return depot
+        self._depot = await asyncio.to_thread(Depot, self._settings.archive_url)
+        self._epoch, self._origin = int(raw[0]), raw[1]
+        return self._depot
+
+    async def _begin(self, depot: Depot) -> None:
+        """Put the task's origin there, once it is known that this is the place."""
+        if self._origin is None:
+            return
+        await asyncio.to_thread(depot.put_origin, self._task, self._epoch, self._origin)
+        await asyncio.to_thread(depot.sweep, self._task, self._epoch)
+        self._origin = None
 
     def _opened(self) -> Depot:
         assert self._depot is not None  # noqa: S101 - _tail has opened it
@@ -313,16 +342,42 @@ def _packed(task: TaskName, entries: list[Logged], previous: str) -> tuple[bytes
     return data, hash_of(data)
 
 
-@asynccontextmanager
-async def writing(redis: Redis, keys: TaskKeys, patience_s: float = 0.0) -> AsyncIterator[Any]:
-    """Be the only one that writes a task's archive. Raises BusyError."""
-    lock = redis.lock(keys.archiving, timeout=LOCK_S, sleep=0.05)
-    if not await lock.acquire(blocking=patience_s > 0, blocking_timeout=patience_s):
-        raise BusyError("somebody else is writing the archive")
-    try:
-        yield lock
-    finally:
+class Writing:
+    """Being the only one that writes a task's archive, for LOCK_S at a time."""
+
+    def __init__(self, redis: Redis, keys: TaskKeys) -> None:
+        self._key = keys.archiving
+        self._token = fresh_token(LOCK_S)
+        self._lease = Lease(redis, self._key, self._token)
+        self._renew = redis.register_script(_RENEW_LUA)
+
+    async def begin(self) -> bool:
+        """Whether nobody else was writing."""
+        return await self._lease.hold(_LOCK_MS)
+
+    async def renew(self) -> None:
+        """Go on for as long again. Raises BusyError: it took too long, others may have written."""
+        if not await self._renew(keys=[self._key], args=[self._token, _LOCK_MS]):
+            raise BusyError(f"writing took longer than {LOCK_S:.0f} s without a sign of life")
+
+    async def end(self) -> None:
+        """Let others write."""
         try:
-            await lock.release()
-        except LockError:
-            log.warning("archive_slow: writing took longer than %.0f s", LOCK_S)
+            await self.renew()
+        except BusyError as exc:
+            log.warning("archive_slow: %s", exc)
+        await self._lease.release()
+
+
+@asynccontextmanager
+async def writing(redis: Redis, keys: TaskKeys, patience_s: float = 0.0) -> AsyncIterator[Writing]:
+    """Be the only one that writes a task's archive. Raises BusyError."""
+    mine, until = Writing(redis, keys), monotonic() + patience_s
+    while not await mine.begin():
+        if monotonic() >= until:
+            raise BusyError("somebody else is writing the archive")
+        await asyncio.sleep(_LOOK_S)
+    try:
+        yield mine
+    finally:
+        await mine.end()

@@ -2,9 +2,10 @@
 -- One commit of one task, all or nothing, and only once.
 --
 -- KEYS  1 checkpoint  2 arrays  3 windows  4 devices  5 versions  6 standing  7 out  8 dead
---       9 holder  10 spec  11 manifest  12 metrics  13 blobs  14 log
+--       9 holder  10 spec  11 manifest  12 metrics  13 blobs  14 log  15 origin
 --       then the blobs to keep, then the blobs to delete
 -- ARGV  1 holder token  2 serial before  3 redis run_id  4 MessagePack of the commit
+--       5 which life of the task this is: a deleted one must not write into its namesake
 --
 -- Returns 1 when done; 0 when refused: the token, the serial or the server is another one.
 -- A repeat of a commit that was done finds another serial and is refused.
@@ -12,6 +13,7 @@
 if redis.call('GET', KEYS[9]) ~= ARGV[1] then return 0 end
 if (redis.call('HGET', KEYS[1], 'serial') or '0') ~= ARGV[2] then return 0 end
 if not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then return 0 end
+if (redis.call('HGET', KEYS[15], 'life') or '') ~= ARGV[5] then return 0 end
 
 local commit = cmsgpack.unpack(ARGV[4])
 local serial = string.format('%d', tonumber(ARGV[2]) + 1)
@@ -33,8 +35,8 @@ if commit.spec then redis.call('SET', KEYS[10], commit.spec) end
 if commit.manifest then redis.call('SET', KEYS[11], commit.manifest) end
 redis.call('SET', KEYS[12], commit.metrics)
 
-for i, bytes in ipairs(commit.blobs) do redis.call('SET', KEYS[14 + i], bytes) end
-for i = 15 + #commit.blobs, #KEYS do redis.call('DEL', KEYS[i]) end
+for i, bytes in ipairs(commit.blobs) do redis.call('SET', KEYS[15 + i], bytes) end
+for i = 16 + #commit.blobs, #KEYS do redis.call('DEL', KEYS[i]) end
 
 for i, fields in ipairs(commit.out) do
   redis.call('XADD', KEYS[7], serial .. '-' .. i, unpack(fields))

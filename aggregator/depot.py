@@ -40,9 +40,9 @@ class Depot:
         except ImportError as exc:
             remedy = f"needs a library that is not installed ({exc}); pip install 'fedmq[s3]'"
             raise ConfigError("archive_url", remedy) from exc
-        except (ValueError, OSError) as exc:
-            remedy = f"{url!r} cannot be used ({exc}); give a folder, or s3://bucket/prefix"
-            raise ConfigError("archive_url", remedy) from exc
+        except (ValueError, OSError):
+            remedy = f"{_shown(url)!r} cannot be used; give a folder, or s3://bucket/prefix"
+            raise ConfigError("archive_url", remedy) from None  # its words may repeat a password
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def folder(self, task: TaskName, epoch: int) -> str:
@@ -122,6 +122,14 @@ class Depot:
         except FileNotFoundError:
             return []
         return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
+
+def _shown(url: str) -> str:
+    """Scheme and path of a URL: what stands between them, or after them, may be a secret."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    return f"{scheme}://.../{rest.rpartition('@')[2].partition('?')[0].partition('/')[2]}"
 
 
 def _write_durably(path: Path, data: bytes) -> None:

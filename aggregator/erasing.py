@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from aggregator.archiver import LOCK_S, BusyError, writing
+from aggregator.archiver import BusyError, writing
 from aggregator.depot import Depot
 from aggregator.segments import SegmentName, hash_of, pack, unpack, without_device
 from schemas.errors import ConfigError
@@ -24,7 +24,7 @@ from schemas.names import DeviceId, TaskName
 PATIENCE_S: Final = 30.0
 """How long to wait for an aggregator that is writing a segment."""
 
-_MARK_LUA: Final = """
+_MARK_LUA: Final = """#!lua flags=allow-oom
 if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'hash', ARGV[2])
 return 1
@@ -64,7 +64,7 @@ async def erase_archived(
                 names = await asyncio.to_thread(depot.segments, task, epoch)
                 rewriting = _Rewriting(depot, task, device, until)
                 for number, name in enumerate(names):
-                    await lock.extend(LOCK_S, replace_ttl=True)
+                    await lock.renew()
                     total += await asyncio.to_thread(rewriting.step, epoch, name)
                     said(number + 1, len(names))
                 if names:

@@ -15,7 +15,14 @@ from redis.exceptions import WatchError
 from aggregator.archive import Backup
 from aggregator.checkpoint import SCHEMA, migrated
 from aggregator.store import as_bytes
-from aggregator.tasks import check_epoch, fresh_epoch, no_such, not_cleared, until_cleared
+from aggregator.tasks import (
+    check_epoch,
+    fresh_epoch,
+    fresh_life,
+    no_such,
+    not_cleared,
+    until_cleared,
+)
 from schemas.errors import ConfigError
 from schemas.keys import LEAVING, TASKS, TaskKeys
 from schemas.log import EntryId, EpochSet, to_fields
@@ -88,7 +95,8 @@ async def import_task(
             raise not_cleared(task)
         pipe.multi()
         pipe.delete(*keys.all)
-        pipe.hset(keys.origin, mapping={"epoch": str(state.epoch), "params": backup.origin})
+        origin: Any = {"epoch": str(state.epoch), "params": backup.origin, "life": fresh_life()}
+        pipe.hset(keys.origin, mapping=origin)
         pipe.hset(keys.checkpoint, mapping={"serial": "1", "small": msgspec.json.encode(small)})
         for key, mapping in _maps(keys, backup):
             for name, value in mapping.items():

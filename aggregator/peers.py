@@ -13,7 +13,7 @@ from aggregator.sharing import preferred
 from schemas.keys import AGGREGATORS
 from schemas.names import TaskName
 
-_ALIVE_LUA = """
+_ALIVE_LUA = """#!lua flags=allow-oom
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local function lease(member) return tonumber(string.match(member, ':(%d+) ')) or 0 end

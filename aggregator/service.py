@@ -5,7 +5,6 @@ Crash-only: whatever goes wrong ends the session, and the next one starts from t
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
@@ -26,11 +25,15 @@ from aggregator.state import Changes, TaskState
 from aggregator.store import Position, TaskStore, as_bytes
 from lifetimes.together import end, finished, together
 from redis_session.connection import connect, failovers
+from redis_session.lease import fresh_token
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import Arrived, Body, Entry, ModelSet, Tick
 from schemas.names import TaskName, task_name
 
 log = logging.getLogger("fedmq.aggregator")
+
+BLOCK_MS: Final = 5000
+"""How long Redis may be waited for at a time: well below what counts as a broken connection."""
 
 BATCH_ENTRIES: Final = 512
 BATCH_BYTES: Final = 32 << 20
@@ -70,8 +73,7 @@ async def serve(
     if settings.archive_url:
         Depot(settings.archive_url)  # an impossible one is refused before anything begins
     named = settings.task_names
-    lease_ms = round(settings.lease_s * 1000)
-    peers = Peers(f"{secrets.token_hex(16)}:{lease_ms}", named)
+    peers = Peers(fresh_token(settings.lease_s), named)
     running: dict[str, asyncio.Task[None]] = {}
     async with connect(settings.redis_url) as redis:
         try:
@@ -244,7 +246,7 @@ async def _fold_on(
             mine = renewed if peers.mine(task) else mine
             if renewed - mine > settings.lease_s:  # not for one moment's view of who is alive
                 raise HandedOver
-        block_ms = await _until_deadline(store, fold, clock, lease_ms // 4)
+        block_ms = await _until_deadline(store, fold, clock, min(lease_ms // 4, BLOCK_MS))
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
             continue

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgpack
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import ResponseError, WatchError
 
 from aggregator.announce import (
     CALM,
@@ -40,9 +40,10 @@ from aggregator.checkpoint import (
 )
 from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, DeadLetter, TaskState, origin_state
+from redis_session.lease import Lease
 from schemas.errors import InvariantError
 from schemas.keys import TaskKeys
-from schemas.log import Body, Entry, EntryId, EpochSet, from_fields, to_fields
+from schemas.log import Body, Entry, EntryId, from_fields, to_fields
 from schemas.names import Epoch
 from schemas.outbox import to_fields as record_fields
 from schemas.streams import stream_pairs
@@ -55,35 +56,38 @@ DEAD_LETTERS_KEPT: Final = 4096
 _SHRINK: Final = 64
 """Entries that leave a stream at once when it is too large."""
 
-_HOLD_LUA: Final = """#!lua flags=allow-oom
-if ARGV[3] ~= '' and not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then
-  return 0
+_LOOKS: Final = 8
+"""How often a checkpoint is read that changes in the reading: only who lost the lease sees that."""
+
+_TRIM_LUA: Final = """#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '' then
+  if not string.find(redis.call('INFO', 'server'), ARGV[2], 1, true) then return 0 end
+  if (redis.call('HGET', KEYS[2], 'life') or '') ~= ARGV[3] then return 0 end
 end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
-  local own = tonumber(string.match(holder, ':(%d+)$'))
-  if own and redis.call('PTTL', KEYS[1]) > own then redis.call('PEXPIRE', KEYS[1], own) end
-  return 0
-end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[4])
 return 1
 """
+"""What an aggregator forgets is what its own commits made spare: nothing without the lease, nor on
+another server than the one it has loaded from."""
 
-"""A token ends in `:` and its lease in ms: one that lasts longer was left by a clock set back."""
+_APPEND_LUA: Final = """#!lua flags=allow-oom
+return redis.call('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], unpack(ARGV, 2))
+"""
+"""Small entries that the fold waits for: a full Redis that refused a Tick would never be folded."""
 
-_FAILOVER_LUA: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
-local known = tonumber(redis.call('HGET', KEYS[2], 'failovers'))
+_FAILOVER_LUA: Final = """#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local known, count = tonumber(redis.call('HGET', KEYS[2], 'failovers')), tonumber(ARGV[2])
+if known and known >= count then return 0 end
 redis.call('HSET', KEYS[2], 'failovers', ARGV[2])
-if ARGV[3] ~= '1' or not known or known >= tonumber(ARGV[2]) then return 0 end
-redis.call('XADD', KEYS[3], '*', unpack(cmsgpack.unpack(ARGV[4])))
+if ARGV[3] ~= '1' or not known then return 0 end
+local epoch = string.format('{"epoch":%d}', tonumber(ARGV[4]) + count - known)
+redis.call('XADD', KEYS[3], '*', 'k', 'epoch', 'p', epoch)
 return 1
 """
-
-_RELEASE_LUA: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+"""The epoch rises by as many failovers as there were: two of them must not end at the same one. A
+Sentinel that lags behind tells a lower count, which changes nothing."""
 
 
 def as_bytes(value: object) -> bytes:
@@ -109,12 +113,14 @@ class Position:
         run_id: of the Redis server that answered.
         shelf: where the blobs lie.
         migrated: whether the checkpoint was of an older schema; the next commit writes all of it.
+        life: which life of the task this is; empty for one that was begun before lives had names.
     """
 
     serial: int
     run_id: str
     shelf: Shelf = field(default_factory=Shelf)
     migrated: bool = False
+    life: str = ""
 
 
 class TaskStore:
@@ -125,16 +131,18 @@ class TaskStore:
         self._keys = keys
         self._token = token
         self._commit = redis.register_script(COMMIT_LUA)
-        self._hold = redis.register_script(_HOLD_LUA)
-        self._release = redis.register_script(_RELEASE_LUA)
+        self._lease = Lease(redis, keys.holder, token)
         self._failover = redis.register_script(_FAILOVER_LUA)
+        self._trim = redis.register_script(_TRIM_LUA)
+        self._append = redis.register_script(_APPEND_LUA)
+        self._loaded = Position(0, "")
 
     async def hold(self, ttl_ms: int, *, run_id: str = "") -> bool:
-        """Take or renew the lease on the task.
+        """Take or renew the lease on the task; False while another holds it.
 
-        False while another holds it, and when Redis is not the server with this run_id any more.
+        Raises AnotherServerError: Redis is not the server with this run_id any more.
         """
-        return bool(await self._hold(keys=[self._keys.holder], args=[self._token, ttl_ms, run_id]))
+        return await self._lease.hold(ttl_ms, run_id=run_id)
 
     async def is_held(self) -> bool:
         """Whether anybody holds the task now."""
@@ -142,17 +150,16 @@ class TaskStore:
 
     async def release(self) -> None:
         """Give the lease back, if it is still ours."""
-        await self._release(keys=[self._keys.holder], args=[self._token])
+        await self._lease.release()
 
     async def note_failovers(self, count: int, state: TaskState, *, raise_epoch: bool) -> bool:
         """Note how often the primary was replaced; tell whether the epoch was raised for it.
 
         It is when the primary was replaced since the last time, and the epoch is to be raised then.
         """
-        moved = _flat(to_fields(EpochSet(state.epoch + 1)))
         done = await self._failover(
             keys=[self._keys.holder, self._keys.origin, self._keys.log],
-            args=[self._token, count, int(raise_epoch), pack_for_lua(moved)],
+            args=[self._token, count, int(raise_epoch), state.epoch],
         )
         return int(done) == 1
 
@@ -162,18 +169,22 @@ class TaskStore:
         return msgspec.json.decode(raw, type=Pressure) if raw else Pressure()
 
     async def load(self) -> tuple[TaskState, Position] | None:
-        """The state at the last commit, or at the origin; None when there is no such task."""
-        keys = self._keys
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.info("server")
-        pipe.hgetall(keys.checkpoint)
-        pipe.hgetall(keys.arrays)
-        pipe.hgetall(keys.windows)
-        pipe.hgetall(keys.devices)
-        pipe.get(keys.manifest)
-        pipe.hmget(keys.origin, ["epoch", "params"])
-        info, checkpoint, arrays, windows, devices, manifest, origin = await pipe.execute()
-        run_id, (epoch, params) = str(info["run_id"]), origin
+        """The state at the last commit, or at the origin; None when there is no such task.
+
+        Plain reads: a full Redis refuses even those inside MULTI. They are one cut when serial and
+        life are the same before and after; else they are made again.
+        """
+        for _ in range(_LOOKS):
+            found = await self._look()
+            if found is not None:
+                break
+        else:
+            msg = "the checkpoint changes while it is read: somebody else holds the task"
+            raise WatchError(msg)
+        run_id, checkpoint, origin, arrays, windows, devices, manifest = found
+        epoch, params, raw_life = origin
+        life = raw_life.decode() if raw_life else ""
+        self._loaded = Position(0, run_id, life=life)
         if checkpoint:
             small, known = read_small_state(checkpoint[b"small"]), _texts(devices)
             old = small.schema < SCHEMA
@@ -181,10 +192,30 @@ class TaskStore:
                 small, known = migrated(small, manifest, _texts(windows))
             state = restore(small, _texts(arrays), _texts(windows), known)
             shelf = Shelf(small.living, small.kept)
-            return state, Position(int(checkpoint[b"serial"]), run_id, shelf, migrated=old)
+            serial = int(checkpoint[b"serial"])
+            return state, Position(serial, run_id, shelf, migrated=old, life=life)
         if epoch is None:
             return None
-        return origin_state(Epoch(int(epoch)), vector_from_bytes(params)), Position(0, run_id)
+        return origin_state(Epoch(int(epoch)), vector_from_bytes(params)), self._loaded
+
+    async def _look(self) -> tuple[Any, ...] | None:
+        """Read all of it once; None when it changed meanwhile."""
+        keys = self._keys
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.info("server")
+        pipe.hgetall(keys.checkpoint)
+        pipe.hmget(keys.origin, ["epoch", "params", "life"])
+        pipe.hgetall(keys.arrays)
+        pipe.hgetall(keys.windows)
+        pipe.hgetall(keys.devices)
+        pipe.get(keys.manifest)
+        pipe.hmget(keys.origin, ["epoch", "life"])
+        pipe.hget(keys.checkpoint, "serial")
+        info, checkpoint, origin, *rest, last_origin, last_serial = await pipe.execute()
+        first = checkpoint.get(b"serial"), origin[0], origin[2]
+        if first != (last_serial, *last_origin):
+            return None
+        return str(info["run_id"]), checkpoint, origin, *rest
 
     async def read(self, cursor: EntryId, *, count: int, block_ms: int) -> list[Entry]:
         """The entries after `cursor`, waiting up to `block_ms` for the first."""
@@ -211,10 +242,9 @@ class TaskStore:
 
         `not_before_ms` is the entry's time where Redis' own clock is behind.
         """
-        fields: dict[Any, Any] = dict(to_fields(body))
         at = "*" if not_before_ms is None else f"{not_before_ms}-*"
         try:
-            await self._redis.xadd(self._keys.log, fields, id=at, nomkstream=True)
+            await self._append(keys=[self._keys.log], args=[at, *_flat(to_fields(body))])
         except ResponseError:
             if not_before_ms is None:
                 raise
@@ -225,7 +255,8 @@ class TaskStore:
     ) -> None:
         """Keep log, dead letters and records of versions within their bounds.
 
-        Of the log nothing goes that was not folded, nor, with an archive, was not archived.
+        Of the log nothing goes that was not folded, nor, with an archive, was not archived; and
+        nothing without the lease, or on another server than this memory was loaded from.
         """
         keys = self._keys
         if settings.dead_keep_s:
@@ -250,7 +281,10 @@ class TaskStore:
             if not spare:
                 return
             after = EntryId(spare[-1].ms, spare[-1].serial + 1)
-            await self._redis.xtrim(key, minid=str(after), approximate=False)
+            held = [self._token, self._loaded.run_id, self._loaded.life]
+            keys = [self._keys.holder, self._keys.origin, key]
+            if not await self._trim(keys=keys, args=[*held, str(after)]):
+                return
 
     async def commit(
         self,
@@ -273,7 +307,13 @@ class TaskStore:
             document["log_keep"] = str(oldest if archived is None else min(oldest, archived))
         done = await self._commit(
             keys=self._commit_keys(changes, moved),
-            args=[self._token, position.serial, position.run_id, pack_for_lua(document)],
+            args=[
+                self._token,
+                position.serial,
+                position.run_id,
+                pack_for_lua(document),
+                position.life,
+            ],
         )
         if not done:
             return None
@@ -296,6 +336,7 @@ class TaskStore:
             keys.metrics,
             keys.blobs,
             keys.log,
+            keys.origin,
             *(keys.blob(publication.manifest.blob) for publication in changes.publications),
             *(keys.blob(name) for name in moved.dropped),
         ]

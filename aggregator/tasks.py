@@ -5,6 +5,7 @@ folds it like any other, and what depends on it depends on the log.
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -40,7 +41,7 @@ EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
 _CREATE_LUA: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
 if redis.call('SISMEMBER', KEYS[4], ARGV[4]) == 1 then return 'leaving' end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2])
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2], 'life', ARGV[5])
 redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(ARGV[3])))
 redis.call('SADD', KEYS[3], ARGV[4])
 return 'created'
@@ -56,6 +57,11 @@ def check_epoch(epoch: int) -> int:
     if not 1 <= epoch <= 0xFFFF:
         raise ConfigError("epoch", f"{epoch} must be 1 to 65535")
     return epoch
+
+
+def fresh_life() -> str:
+    """Name one life of a task: what a deleted one left behind must not write into the next."""
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ async def create_task(
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
     names = (keys.origin, keys.log, TASKS, LEAVING)
-    values = (epoch, vector_to_bytes(params), pack_for_lua(entry), task)
+    values = (epoch, vector_to_bytes(params), pack_for_lua(entry), task, fresh_life())
     await until_cleared(redis, task)
     done = as_bytes(await redis.eval(_CREATE_LUA, len(names), *names, *values))
     if done == b"exists":
@@ -324,7 +330,7 @@ def _literal(text: str) -> str:
 
 def _farewell(small: SmallState | None, devices: set[DeviceId]) -> list[Record]:
     """Clear every retained topic of a task, the manifest first: nobody begins to fetch."""
-    everywhere = ("model", "candidate", "spec", "versions", "metrics")
+    everywhere = ("model", "candidate", "spec", "versions", "metrics", "busy")
     records: list[Record] = [Say(suffix, b"", retain=True) for suffix in everywhere]
     for device in sorted(devices):
         own = (f"receipt/{device}", f"state/{device}", f"model/{device}")

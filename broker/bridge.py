@@ -11,7 +11,6 @@ work side by side, each on some shards; one of them carries a task's way down.
 import asyncio
 import logging
 import random
-import secrets
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from time import monotonic
@@ -20,11 +19,11 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker.busy import Crier, cry_away
+from broker.busy import Crier
 from broker.downlink import Downlink
 from broker.pressure import Gauge
 from broker.queue import Queue, QueueFullError
-from broker.routing import Message, Routed, route
+from broker.routing import Cried, Message, Routed, route
 from broker.settings import BridgeSettings
 from lifetimes.together import end, finished, together
 from mqtt_session.address import address_of
@@ -32,12 +31,14 @@ from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError, Session, keep_connected
 from mqtt_session.session import connect as connect_mqtt
 from redis_session.connection import connect
+from redis_session.lease import fresh_token
 from schemas.messages import Receipt
 from schemas.names import Boot, Epoch, ModelVersion, TaskName
 from schemas.outcomes import Reason
 from schemas.topics import (
     SHARDS,
     TaskTopics,
+    busy_filter,
     checked_prefix,
     read_shards,
     state_filter,
@@ -64,8 +65,9 @@ class Bridge:
         self._settings = settings
         self._prefix = checked_prefix(settings.prefix)
         self._shards = read_shards(settings.shards)
-        self._token = f"{secrets.token_hex(16)}:{round(settings.lease_s * 1000)}"
+        self._token = fresh_token(settings.lease_s)
         self._gauge = Gauge(settings.slow_s, settings.log_max_bytes)
+        self._crier = Crier(self._gauge, self._prefix)
         self._tasks: list[TaskName] = []
 
     def door(self) -> AbstractAsyncContextManager[Session]:
@@ -82,7 +84,7 @@ class Bridge:
             log.warning("redis_lost error=%s: connecting again", exc)
             with suppress(LinkError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
-                    await cry_away(session, self._prefix, self._tasks)
+                    await self._crier.cry_away(session, self._tasks)
             msg = "Redis is not there"
             raise LinkError(msg) from exc
 
@@ -91,14 +93,13 @@ class Bridge:
         await queue.begin()  # no Redis, no uplink: fail before the first message is taken
         if queue.fsync != "always":
             log.warning(
-                "weaker_promise appendfsync=%s: receipts wait, and what Redis loses with its "
-                "machine is lost; set appendonly yes and appendfsync always",
+                "weaker_promise appendfsync=%s: what Redis loses with its machine is lost; "
+                "set appendonly yes and appendfsync always",
                 queue.fsync,
             )
-        crier = Crier(session, queue, self._gauge, self._prefix)
-        await together(self._uplink(session, queue, crier), self._begin(session, queue, crier))
+        await together(self._uplink(session, queue), self._begin(session, queue))
 
-    async def _begin(self, session: Session, queue: Queue, crier: Crier) -> None:
+    async def _begin(self, session: Session, queue: Queue) -> None:
         """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
         mine = uplink_filters(self._prefix, self._shards)
         await session.subscribe(mine[:8], qos=1)
@@ -106,7 +107,8 @@ class Bridge:
             await session.subscribe(mine[8:], qos=1)
         await session.unsubscribe(self._others(mine))
         log.info("connected mqtt=%s", address_of(self._settings))
-        await together(self._downlinks(session, queue), self._watch(crier))
+        await session.subscribe([busy_filter(self._prefix)], qos=0)
+        await together(self._downlinks(session, queue), self._watch(session, queue))
 
     def _others(self, mine: Collection[str]) -> list[str]:
         """What an earlier life of this session, with other shards, may have subscribed to."""
@@ -116,34 +118,39 @@ class Bridge:
 
     # -- the way up ------------------------------------------------------------------------
 
-    async def _uplink(self, session: Session, queue: Queue, crier: Crier) -> None:
+    async def _uplink(self, session: Session, queue: Queue) -> None:
         carried, told = 0, monotonic()
         while True:
             batch = await session.receive()
-            await finished(self._lift(session, queue, crier, batch), within_s=DRAIN_S)
+            await finished(self._lift(session, queue, batch), within_s=DRAIN_S)
             carried += len(batch)
             if monotonic() - told > 10:
                 log.info("uplink messages=%d", carried)
                 told = monotonic()
 
-    async def _lift(
-        self, session: Session, queue: Queue, crier: Crier, batch: list[Inbound]
-    ) -> None:
+    async def _lift(self, session: Session, queue: Queue, batch: list[Inbound]) -> None:
         """Append one batch, and only then acknowledge it."""
         limit = self._settings.max_message_bytes
         routed = [route(self._prefix, m.topic, m.payload, max_bytes=limit) for m in batch]
-        messages = [message for message in routed if not self._too_much(message, crier)]
+        messages = [message for message in routed if self._is_for_redis(message)]
         known = await self._append(queue, messages) if messages else []
         for message, ok in zip(messages, known, strict=True):
             if not ok and isinstance(message, Routed):
                 await self._refuse(session, queue, message)
         session.acknowledge(batch)
 
-    def _too_much(self, message: Message, crier: Crier) -> bool:
-        """Whether the log has no room for it; its device sends it again, and others go on."""
-        if not isinstance(message, Routed) or not self._gauge.is_behind(message.task):
-            return False
-        crier.drop(message.task)
+    def _is_for_redis(self, message: Message) -> bool:
+        """Not what bridges say to each other, nor what the log has no room for.
+
+        Of the latter the device sends it again; other tasks go on meanwhile.
+        """
+        match message:
+            case Cried(task, data):
+                self._crier.hear(task, data)
+                return False
+            case Routed(task) if self._gauge.is_behind(task):
+                self._crier.drop(task)
+                return False
         return True
 
     async def _append(self, queue: Queue, messages: list[Message]) -> list[bool]:
@@ -170,13 +177,25 @@ class Bridge:
         topic = TaskTopics(self._prefix, message.task).receipt(device)
         await session.publish(topic, encode_receipt(receipt))
 
-    async def _watch(self, crier: Crier) -> None:
+    async def _watch(self, session: Session, queue: Queue) -> None:
         """Look at Redis again and again, and tell devices when they must wait."""
         turn = 0
-        while True:
-            await (crier.say if turn % 4 else crier.look)(self._tasks)
-            turn += 1
-            await asyncio.sleep(AGAIN_S)
+        try:
+            while True:
+                await (self._crier.say if turn % 4 else self._crier.look)(
+                    session, queue, self._tasks
+                )
+                turn += 1
+                await asyncio.sleep(AGAIN_S)
+        except asyncio.CancelledError:
+            await finished(self._hush(session), within_s=GOODBYE_S)
+            raise
+
+    async def _hush(self, session: Session) -> None:
+        """Whoever ends lets nobody wait for it."""
+        with suppress(LinkError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._crier.hush(session)
 
     # -- the way down ----------------------------------------------------------------------
 
@@ -189,6 +208,7 @@ class Bridge:
                     running.pop(task).result()  # a deleted task is cleared, or a failure is told
                 self._tasks = await queue.tasks()
                 names = [*self._tasks, *await queue.leaving()]
+                await end([running.pop(task) for task in running.keys() - set(names)])
                 if not running.keys() >= set(names):  # who said hello before is heard once more
                     await session.subscribe([state_filter(self._prefix)], qos=0)
                 for task in names:

@@ -6,7 +6,9 @@ What to say is decided in `broker.pressure`; here is the clock, the topic and th
 import logging
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from time import monotonic
+from typing import Final
 
 import msgspec
 
@@ -20,64 +22,136 @@ from schemas.watch import Busy, Pressure
 log = logging.getLogger("fedmq.bridge")
 
 
-class Crier:
-    """What was said of every task on one connection."""
+FORGOTTEN: Final = 3.0
+"""After so many of its pauses without a word who said `busy` is gone: another takes it back."""
 
-    def __init__(self, session: Session, queue: Queue, gauge: Gauge, prefix: str) -> None:
-        self._session = session
-        self._queue = queue
+AWAY_PAUSE_S: Final = 5.0
+"""The pause while Redis is not there at all."""
+
+
+@dataclass(slots=True)
+class Said:
+    """What this process has said last of a task.
+
+    Attributes:
+        why: the word; empty: as usual.
+        payload: the message.
+        at_s: when, by the monotonic clock.
+        since_s: since when it has been busy.
+    """
+
+    why: str
+    payload: bytes
+    at_s: float
+    since_s: float
+
+
+class Crier:
+    """Says it for one bridge process; `session` and `queue` are of the connection of the moment.
+
+    A bridge that ends while devices wait leaves its word retained. So every bridge listens: one
+    that is well takes back what nobody has repeated for long.
+    """
+
+    def __init__(self, gauge: Gauge, prefix: str) -> None:
         self._gauge = gauge
         self._prefix = prefix
-        self._since: dict[TaskName, float] = {}
-        self._said: dict[TaskName, tuple[str, float]] = {}
+        self._said: dict[TaskName, Said] = {}
+        self._heard: dict[TaskName, tuple[float, float]] = {}
         self._dropped: dict[TaskName, int] = {}
 
     def drop(self, task: TaskName) -> None:
         """A message was not taken, because the task's log is as large as it may be."""
         self._dropped[task] = self._dropped.get(task, 0) + 1
 
-    async def look(self, tasks: Collection[TaskName]) -> None:
-        """Weigh every task's log, and say what has changed. Raises LinkError, RedisError."""
-        for task in tasks:
-            self._gauge.weighed(task, await self._queue.log_bytes(task))
-        await self.say(tasks)
+    def hear(self, task: TaskName, payload: bytes) -> None:
+        """Note what a bridge says, this one's own words aside."""
+        own = self._said.get(task)
+        if own is not None and own.payload == payload:
+            return
+        try:
+            busy = msgspec.json.decode(payload, type=Busy) if payload else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            busy = Busy("", AWAY_PAUSE_S, 0)  # whatever it is, it is to be taken back
+        if busy is None:
+            self._heard.pop(task, None)
+        else:
+            self._heard[task] = monotonic(), busy.pause_s
 
-    async def say(self, tasks: Collection[TaskName]) -> None:
+    async def look(self, session: Session, queue: Queue, tasks: Collection[TaskName]) -> None:
+        """Weigh every task's log, and say what has changed. Raises LinkError, RedisError."""
+        self._gauge.keep_only(tasks)
+        for known in (self._said, self._heard, self._dropped):
+            for task in known.keys() - set(tasks):
+                del known[task]  # it was deleted
+        for task in tasks:
+            self._gauge.weighed(task, await queue.log_bytes(task))
+        await self.say(session, queue, tasks)
+
+    async def say(self, session: Session, queue: Queue, tasks: Collection[TaskName]) -> None:
         """Say what has changed since it was said. Raises LinkError, RedisError."""
         for task in tasks:
             now = monotonic()
             why = self._gauge.why(task, now)
-            since = self._since.setdefault(task, now) if why else now
-            known, pause = self._said.get(task, ("?", 0.0))
-            if why == known and (not why or pause_s(now - since) < 2 * pause):
-                continue
-            await self._tell(task, why, pause_s(now - since))
-            if why and known in {"", "?"}:
-                log.warning("busy task=%s why=%s", task, why)
-                await self._note(task, why, times=1)
-            elif not why and known not in {"", "?"}:
-                busy_s = now - self._since.pop(task, now)
-                log.info("no_longer_busy task=%s after_s=%.1f", task, busy_s)
-                await self._note(task, "", seconds=busy_s)
-            elif not why and await self._left_over(task):
-                await self._note(task, "")
+            last = self._said.get(task)
+            if why:
+                await self._cry(session, queue, task, why, now)
+            elif last is not None and last.why:
+                await self._tell(session, task, "", now)
+                log.info("no_longer_busy task=%s after_s=%.1f", task, now - last.since_s)
+                await self._note(queue, task, "", seconds=now - last.since_s)
+            elif self._is_forgotten(task, now):
+                await self._tell(session, task, "", now)
+                self._heard.pop(task)
+                await self._note(queue, task, "")
 
-    async def _left_over(self, task: TaskName) -> bool:
-        """Whether another life of a bridge has ended while devices waited."""
-        return bool((await self._queue.pressure(task)).busy)
+    async def hush(self, session: Session) -> None:
+        """Take back what this process has said: it ends. Raises LinkError."""
+        for task, last in list(self._said.items()):
+            if last.why:
+                await self._tell(session, task, "", monotonic())
 
-    async def _tell(self, task: TaskName, why: str, pause: float) -> None:
+    async def cry_away(self, session: Session, tasks: Collection[TaskName]) -> None:
+        """Say that Redis is not there at all. Raises LinkError."""
+        for task in tasks:
+            await self._tell(session, task, "away", monotonic(), AWAY_PAUSE_S)
+
+    def _is_forgotten(self, task: TaskName, now: float) -> bool:
+        if task not in self._heard:
+            return False
+        at_s, pause = self._heard[task]
+        return now - at_s > FORGOTTEN * pause
+
+    async def _cry(
+        self, session: Session, queue: Queue, task: TaskName, why: str, now: float
+    ) -> None:
+        """Say it, and again now and then, so that others know that it holds."""
+        last = self._said.get(task)
+        since = last.since_s if last is not None and last.why else now
+        pause = pause_s(now - since)
+        if last is not None and last.why == why and now - last.at_s < pause:
+            return
+        await self._tell(session, task, why, now, pause)
+        if last is None or not last.why:
+            log.warning("busy task=%s why=%s", task, why)
+            await self._note(queue, task, why, times=1)
+
+    async def _tell(
+        self, session: Session, task: TaskName, why: str, now: float, pause: float = 0.0
+    ) -> None:
         payload = b""
         if why:
             payload = msgspec.json.encode(Busy(why, pause, int(time.time() * 1000)))
-        await self._session.publish(TaskTopics(self._prefix, task).busy, payload, retain=True)
-        self._said[task] = why, pause
+        last = self._said.get(task)
+        since = last.since_s if last is not None and last.why else now
+        self._said[task] = Said(why, payload, now, since)
+        await session.publish(TaskTopics(self._prefix, task).busy, payload, retain=True)
 
     async def _note(
-        self, task: TaskName, why: str, *, times: int = 0, seconds: float = 0.0
+        self, queue: Queue, task: TaskName, why: str, *, times: int = 0, seconds: float = 0.0
     ) -> None:
         """For the task's metrics; what cannot be written while Redis is full is written after."""
-        known = await self._queue.pressure(task)
+        known = await queue.pressure(task)
         fresh = Pressure(
             busy=why,
             busy_times=known.busy_times + times,
@@ -85,13 +159,6 @@ class Crier:
             dropped=known.dropped + self._dropped.pop(task, 0),
         )
         try:
-            await self._queue.note_pressure(task, fresh)
+            await queue.note_pressure(task, fresh)
         except QueueFullError:
             self._dropped[task] = fresh.dropped - known.dropped
-
-
-async def cry_away(session: Session, prefix: str, tasks: Collection[TaskName]) -> None:
-    """Say that Redis is not there at all. Raises LinkError."""
-    payload = msgspec.json.encode(Busy("away", pause_s(0.0), int(time.time() * 1000)))
-    for task in tasks:
-        await session.publish(TaskTopics(prefix, task).busy, payload, retain=True)

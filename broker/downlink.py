@@ -15,6 +15,7 @@ from typing import Final
 from broker.queue import Queue, QueueFullError
 from broker.settings import BridgeSettings
 from broker.sure import Sure
+from lifetimes.together import together
 from mqtt_session.session import Session
 from schemas.names import TaskName
 from schemas.outbox import End, Record, Say, Spread, Sweep
@@ -27,6 +28,14 @@ WINDOW: Final = 16
 
 BATCH: Final = 4096
 """Outbox records read at once: what has gathered while a slow disk was waited for."""
+
+
+BLOCK_MS: Final = 5000
+"""How long Redis may be waited for at a time: well below what counts as a broken connection."""
+
+
+class LostLeaseError(Exception):
+    """Another bridge carries the task's way down now; not one more word of it."""
 
 
 class Downlink:
@@ -42,66 +51,94 @@ class Downlink:
         self._lease_s = settings.lease_s
         self._lease_ms = round(settings.lease_s * 1000)
         self._sure = Sure(queue, task, self._lease_ms, settings.wait_replicas)
+        self._until = 0.0
+        self._again = False
+        self._ended = False
 
     async def run(self) -> None:
         """Carry the outbox until the session ends, or the task was deleted."""
         while True:
             try:
-                if await self._hold() and await self._assert_standing():
-                    if await self._carry_outbox():
+                if await self._hold():
+                    await together(self._keep_lease(), self._carry_all())
+                    if self._ended:
                         await self._queue.leave(self._task)
                         log.info("cleared task=%s: it was deleted", self._task)
                         return
-                    log.warning("downlink_lost task=%s: another bridge has the lease", self._task)
+            except LostLeaseError:
+                log.warning("downlink_lost task=%s: another bridge has the lease", self._task)
+                # what was under way just now may have overwritten what the other one has said
+                await self._queue.ask_again(self._task)
             except QueueFullError as exc:
                 log.warning("redis_full task=%s error=%s: nothing goes down", self._task, exc)
             await asyncio.sleep(self._lease_s / 5)
 
+    # -- the lease -------------------------------------------------------------------------
+
     async def _hold(self) -> bool:
-        return await self._queue.hold_downlink(self._task, self._lease_ms)
+        began = monotonic()
+        held = await self._queue.hold_downlink(self._task, self._lease_ms)
+        if held:
+            self._until = began + self._lease_s
+        return held
 
-    async def _assert_standing(self) -> bool:
-        """Say what must be retained; False when the lease is lost meanwhile.
+    async def _keep_lease(self) -> None:
+        """Renew the lease, whatever is carried meanwhile, until it is lost."""
+        while await self._hold():
+            self._again = self._again or await self._queue.is_asked_again(self._task)
+            await asyncio.sleep(self._lease_s / 4)
+        raise LostLeaseError
 
-        Read first, then made sure of, then said: nothing newer slips in between.
-        """
+    def _check(self) -> None:
+        """Before every word: is it still ours to say? Raises LostLeaseError."""
+        if monotonic() >= self._until:
+            raise LostLeaseError
+
+    # -- what goes down --------------------------------------------------------------------
+
+    async def _carry_all(self) -> None:
+        """Say what must be retained, then carry the outbox, until the task's last record."""
+        await self._assert_standing()
+        while not self._ended:
+            if self._again:
+                self._again = False
+                await self._assert_standing()
+            await self._carry_outbox()
+
+    async def _assert_standing(self) -> None:
+        """Read, then make sure, then say: nothing newer slips in between."""
         says, blobs = await self._queue.standing(self._task)
-        if not await self._sure.of_all_until_now():
-            return False
+        await self._make_sure()
         for name, chunk_bytes in blobs.items():
             await self._spread(Spread(name, chunk_bytes))
         for suffix, payload in says:
-            await self._session.publish(self._topics.at(suffix), payload, retain=True)
-        return True
+            await self._publish([(self._topics.at(suffix), payload)])
 
-    async def _carry_outbox(self) -> bool:
-        """Carry records out; True after a task's last one, False when another has the lease."""
+    async def _make_sure(self) -> None:
+        if not await self._sure.of_all_until_now():
+            raise LostLeaseError
+
+    async def _carry_outbox(self) -> None:
+        """Carry the next records out, if some come within a moment."""
         queue, task = self._queue, self._task
         said = await queue.last_said(task)
-        renewed = monotonic()
-        while True:
-            if monotonic() - renewed > self._lease_s / 4:
-                if not await self._hold():
-                    return False
-                renewed = monotonic()
-            block_ms = max(1, self._lease_ms // 4)
-            batch = await queue.unsaid(task, said, count=BATCH, block_ms=block_ms)
-            if not batch:
-                continue
-            if not await self._sure.of_all_until_now():
-                return False
-            for record in newest_only([record for _, record in batch]):
-                if isinstance(record, End):
-                    return True
-                await self._carry(record)
-            said = batch[-1][0]
-            if not await queue.note_said(task, said):
-                return False
+        block_ms = max(1, min(self._lease_ms // 4, BLOCK_MS))
+        batch = await queue.unsaid(task, said, count=BATCH, block_ms=block_ms)
+        if not batch:
+            return
+        await self._make_sure()
+        for record in newest_only([record for _, record in batch]):
+            if isinstance(record, End):
+                self._ended = True
+                return
+            await self._carry(record)
+        if not await queue.note_said(task, batch[-1][0]):
+            raise LostLeaseError
 
     async def _carry(self, record: Say | Spread | Sweep) -> None:
         match record:
             case Say(suffix, payload, retain):
-                await self._session.publish(self._topics.at(suffix), payload, retain=retain)
+                await self._publish([(self._topics.at(suffix), payload)], retain=retain)
             case Spread():
                 await self._spread(record)
             case Sweep(blob, chunks):
@@ -119,12 +156,13 @@ class Downlink:
         ]
         await self._publish(chunks)
 
-    async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Publish retained messages, a window of PUBACKs at a time."""
+    async def _publish(self, messages: Sequence[tuple[str, bytes]], *, retain: bool = True) -> None:
+        """Publish messages, a window of PUBACKs at a time, as long as the lease is ours."""
         for start in range(0, len(messages), WINDOW):
+            self._check()
             window = messages[start : start + WINDOW]
             await asyncio.gather(
-                *(self._session.publish(topic, payload, retain=True) for topic, payload in window)
+                *(self._session.publish(topic, payload, retain=retain) for topic, payload in window)
             )
 
 

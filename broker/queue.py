@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from broker.routing import Message, Present, Routed, Unroutable
+from redis_session.lease import Lease
 from schemas.keys import LEAVING, LOST, TASKS, TaskKeys
 from schemas.log import to_fields
 from schemas.names import TaskName, is_name
@@ -18,25 +19,6 @@ from schemas.watch import Pressure
 
 LOST_KEPT: Final = 1000
 """Messages for no known task that are kept for people to look at."""
-
-_LEASE_LUA: Final = """#!lua flags=allow-oom
-if not string.find(redis.call('INFO', 'server'), ARGV[3], 1, true) then return -1 end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
-  local own = tonumber(string.match(holder, ':(%d+)$'))
-  if own and redis.call('PTTL', KEYS[1]) > own then redis.call('PEXPIRE', KEYS[1], own) end
-  return 0
-end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-"""A full Redis must still be able to say what makes room again. A token ends in `:` and its lease
-in ms: one that lasts longer was left by a clock that was set back."""
-
-_RELEASE_LUA: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
 
 _SAID_LUA: Final = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -63,15 +45,14 @@ return 1
 """
 
 
+AGAIN_KEPT_S: Final = 3600
+"""How long an unheard wish to say everything again is kept."""
+
 _FULL: Final = ("MISCONF", "NOREPLICAS", "OOM")
 
 
 class QueueFullError(Exception):
     """Redis refuses to write: no memory, no disk, or too few replicas. Nothing was taken."""
-
-
-class AnotherServerError(RedisError):
-    """The server is another one than when this session began: what is remembered may be gone."""
 
 
 class Queue:
@@ -82,8 +63,6 @@ class Queue:
         self._token = token
         self._run_id = ""
         self.fsync = "always"
-        self._lease = redis.register_script(_LEASE_LUA)
-        self._release = redis.register_script(_RELEASE_LUA)
         self._said = redis.register_script(_SAID_LUA)
         self._leave = redis.register_script(_LEAVE_LUA)
 
@@ -102,6 +81,12 @@ class Queue:
         """What Redis tells of its disk."""
         found: Any = await self._redis.info("persistence")
         return dict(found)
+
+    async def memory(self) -> tuple[int, int]:
+        """How many bytes Redis uses of its `maxmemory`, and that; 0 for no bound."""
+        found: Any = await self._redis.info("memory")
+        apart = int(found.get("mem_not_counted_for_evict", 0))
+        return int(found["used_memory"]) - apart, int(found.get("maxmemory", 0))
 
     async def log_bytes(self, task: TaskName) -> int:
         """What a task's log takes of Redis' memory, as Redis estimates it."""
@@ -164,33 +149,41 @@ class Queue:
         keys = TaskKeys(task)
         await self._leave(keys=[LEAVING, keys.outbox, keys.said, keys.downlink], args=[task])
 
+    def _lease(self, task: TaskName) -> Lease:
+        return Lease(self._redis, TaskKeys(task).downlink, self._token)
+
     async def hold_downlink(self, task: TaskName, ttl_ms: int) -> bool:
         """Take or renew the lease on a task's downlink.
 
         Raises AnotherServerError, QueueFullError.
         """
-        keys = [TaskKeys(task).downlink]
         with _refusals():
-            return _held(await self._lease(keys=keys, args=[self._token, ttl_ms, self._run_id]))
+            return await self._lease(task).hold(ttl_ms, run_id=self._run_id)
 
     async def hold_and_wait(
         self, task: TaskName, ttl_ms: int, *, replicas: int, longest_ms: int
     ) -> tuple[bool, int]:
-        """Renew the lease and wait until replicas have it, and all that was written before.
+        """Renew the lease and wait for replicas, as `Lease.hold_and_wait` does.
 
-        Returns whether the lease is held, and how many replicas have it after `longest_ms` at the
-        latest. WAIT speaks of what its own connection has written: so both go in one pipeline.
+        Raises AnotherServerError, QueueFullError.
         """
-        pipe: Any = self._redis.pipeline(transaction=False)
-        pipe.eval(_LEASE_LUA, 1, TaskKeys(task).downlink, self._token, ttl_ms, self._run_id)
-        pipe.execute_command("WAIT", replicas, longest_ms)
         with _refusals():
-            held, count = await pipe.execute()
-        return _held(held), int(count)
+            return await self._lease(task).hold_and_wait(
+                ttl_ms, run_id=self._run_id, replicas=replicas, longest_ms=longest_ms
+            )
 
     async def release_downlink(self, task: TaskName) -> None:
         """Give the lease on a task's downlink back, if it is still ours."""
-        await self._release(keys=[TaskKeys(task).downlink], args=[self._token])
+        await self._lease(task).release()
+
+    async def ask_again(self, task: TaskName) -> None:
+        """Whoever carries the task's way down is to say once more what must be retained."""
+        with _refusals():
+            await self._redis.set(TaskKeys(task).again, "1", ex=AGAIN_KEPT_S)
+
+    async def is_asked_again(self, task: TaskName) -> bool:
+        """Whether that was asked, since the last look."""
+        return bool(await self._redis.delete(TaskKeys(task).again))
 
     async def standing(self, task: TaskName) -> tuple[list[tuple[str, bytes]], dict[str, int]]:
         """What must be retained now: (suffix, payload) pairs, and blobs with their chunk size."""
@@ -242,12 +235,6 @@ def _refusals() -> Iterator[None]:
         if isinstance(exc, OutOfMemoryError) or word in _FULL:
             raise QueueFullError(str(exc)) from exc
         raise
-
-
-def _held(answer: object) -> bool:
-    if answer == -1:
-        raise AnotherServerError("Redis is another server than before")
-    return bool(answer)
 
 
 def _text(value: object) -> str:

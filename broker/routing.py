@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from schemas.log import HEAD_BYTES, Arrived
 from schemas.names import DeviceId, TaskName
-from schemas.topics import parse_state, parse_uplink
+from schemas.topics import parse_busy, parse_state, parse_uplink
 
 STATE_BYTES: Final = 256
 """What is kept of a device's birth or will."""
@@ -32,6 +32,14 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
+class Cried:
+    """What a bridge, this one or another, has said of being busy; empty: it is no longer."""
+
+    task: TaskName
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Unroutable:
     """A topic that names no task and device; its bytes are bounded."""
 
@@ -39,7 +47,7 @@ class Unroutable:
     data: bytes
 
 
-Message: TypeAlias = Routed | Present | Unroutable
+Message: TypeAlias = Routed | Present | Cried | Unroutable
 
 
 def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Message:
@@ -47,6 +55,9 @@ def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Message
     here = parse_state(prefix, topic)
     if here is not None:
         return Present(here.task, here.device, payload[:STATE_BYTES])
+    whose = parse_busy(prefix, topic)
+    if whose is not None:
+        return Cried(whose, payload[:STATE_BYTES])
     place = parse_uplink(prefix, topic)
     if place is None:
         return Unroutable(topic[:256], payload[:HEAD_BYTES])

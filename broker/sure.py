@@ -8,12 +8,16 @@ was then never said. When the disk can be believed is decided in `broker.durabil
 import asyncio
 import logging
 from time import monotonic
+from typing import Final
 
 from broker.durability import LOOK_S, Watch
 from broker.queue import Queue
 from schemas.names import TaskName
 
 log = logging.getLogger("fedmq.bridge")
+
+WAIT_MS: Final = 5000
+"""How long replicas are waited for at a time: well below what counts as a broken connection."""
 
 
 class Sure:
@@ -59,7 +63,7 @@ class Sure:
                 self._task,
                 self._lease_ms,
                 replicas=self._replicas,
-                longest_ms=max(1, self._lease_ms // 4),
+                longest_ms=max(1, min(self._lease_ms // 4, WAIT_MS)),
             )
             if not held or count >= self._replicas:
                 return held

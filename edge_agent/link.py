@@ -218,7 +218,7 @@ class Link:
         """Send less, or as usual again."""
         try:
             busy = msgspec.json.decode(payload, type=Busy) if payload else None
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise WireError(Reason.MALFORMED, str(exc)) from exc
         if busy is not None:
             log.info("server_busy why=%s pause_s=%.1f", busy.why, busy.pause_s)

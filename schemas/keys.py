@@ -143,6 +143,11 @@ class TaskKeys:
         return self._key("archiving")
 
     @property
+    def again(self) -> str:
+        """String: somebody may have said what was overtaken; say all that is retained once more."""
+        return self._key("again")
+
+    @property
     def all(self) -> tuple[str, ...]:
         """Every key of the task but the bytes of its blobs."""
         return (
@@ -165,6 +170,7 @@ class TaskKeys:
             self.pressure,
             self.holder,
             self.downlink,
+            self.again,
             self.archived,
             self.archiving,
         )

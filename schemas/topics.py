@@ -105,6 +105,19 @@ def parse_state(prefix: str, topic: str) -> StateTopic | None:
     return None
 
 
+def busy_filter(prefix: str) -> str:
+    """The filter under which a bridge hears what any bridge says of being busy."""
+    return f"{prefix}/+/busy"
+
+
+def parse_busy(prefix: str, topic: str) -> TaskName | None:
+    """Read a `busy` topic: whose it is; None when it is another, or a level is not a name."""
+    match topic.removeprefix(prefix + "/").split("/"):
+        case [task, "busy"] if topic.startswith(prefix + "/") and is_name(task):
+            return TaskName(task)
+    return None
+
+
 def uplink_filters(prefix: str, shards: frozenset[str] = SHARDS) -> tuple[str, ...]:
     """The filters under which a bridge hears every task's updates, of all shards or some."""
     if shards == SHARDS:

@@ -185,7 +185,7 @@ class Busy(msgspec.Struct, frozen=True):
     """`busy`, retained: devices should send less for a while. Empty: as usual.
 
     Attributes:
-        why: a word: slow, full, behind.
+        why: a word: slow, full, behind, away.
         pause_s: how long a device should rest between tries, in seconds.
         at_ms: since when, in milliseconds since 1970.
     """

@@ -55,6 +55,9 @@ Prefix = Annotated[str | None, typer.Option(help="First levels of topics. [defau
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 
 
+_ESCAPED = "{}; in a password / ? # and @ are written %2F %3F %23 %40"
+
+
 def read_settings(
     kind: type[_Settings], table: str, config: Path | None, flags: Mapping[str, object]
 ) -> _Settings:
@@ -74,12 +77,16 @@ def read_settings(
 
 def _check_redis_url(url: str | None) -> None:
     """Refuse a URL before anything is started with it; it may hold a password, so is not said."""
+    if url is None:
+        return
+    remedy = "cannot be read; write redis://host:port/0, rediss:// or unix://"
     try:
-        if url is not None:
-            connect(url)  # reads the URL, opens nothing
-    except ValueError as exc:
-        remedy = f"cannot be read ({exc}); write redis://host:port/0, rediss:// or unix://"
-        raise ConfigError("redis_url", remedy) from exc
+        connect(url)  # reads the URL, opens nothing
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError("redis_url", _ESCAPED.format(remedy)) from None  # it repeats parts of it
+    if "@" in parts.path + parts.fragment and parts.scheme != "unix":
+        raise ConfigError("redis_url", _ESCAPED.format("has an @ behind its host"))
 
 
 def run(coroutine: Coroutine[Any, Any, None], log_level: str = "info") -> None:

@@ -1,22 +1,30 @@
 import asyncio
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import aiomqtt
 import pytest
 import servers
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
+from redis.asyncio import Redis
 
 from broker.downlink import Downlink, newest_only
 from broker.queue import Queue
 from broker.settings import BridgeSettings
+from fedmq.simulator.links import LinkModel
+from fedmq.simulator.proxy import open_proxy
 from mqtt_session.session import connect
 from redis_session.connection import connect as connect_redis
 from schemas.keys import TaskKeys
 from schemas.names import TaskName
 from schemas.outbox import Record, Say, Spread, Sweep
+from schemas.outbox import to_fields as record_fields
 
 SAYS = st.builds(
     Say, st.sampled_from(["model", "metrics", "receipt/a"]), st.binary(max_size=2), st.booleans()
@@ -101,3 +109,84 @@ async def test_a_bridge_that_lost_its_lease_stops_carrying(
             assert await redis.get(key) == b"another"
             carrying.cancel()
             await asyncio.gather(carrying, return_exceptions=True)
+
+
+# -- a slow link, and a lease that is lost on the way ------------------------------------------
+
+
+@asynccontextmanager
+async def carrying(
+    tmp_path: Path, records: Sequence[Record], *, delay_s: float
+) -> AsyncIterator[tuple[Redis, aiomqtt.Client]]:
+    """A downlink that carries an outbox over a link with a delay; and somebody who listens."""
+    with servers.mosquitto(tmp_path) as broker, servers.redis_server(tmp_path) as store:
+        url = f"redis://{servers.HOST}:{store.port}/0"
+        model = LinkModel(delay_s=delay_s)
+        async with (
+            asyncio.timeout(60),
+            open_proxy(broker.port, model, random.Random(1)) as link,
+            connect_redis(url) as redis,
+            aiomqtt.Client(servers.HOST, broker.port) as witness,
+        ):
+            for number, record in enumerate(records, 1):
+                fields: Any = record_fields(record)
+                await redis.xadd(TaskKeys(TASK).outbox, fields, id=f"1-{number}")
+            await witness.subscribe(f"fedmq/v1/{TASK}/#", qos=1)
+            settings = BridgeSettings(mqtt_port=link.port, redis_url=url, lease_s=0.4)
+            async with connect(settings, client_id="bridge", clean=True) as session:
+                queue = Queue(redis, "me:400")
+                await queue.begin()
+                task = asyncio.create_task(Downlink(session, queue, TASK, settings).run())
+                try:
+                    yield redis, witness
+                finally:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+
+
+TASK = TaskName("pumps")
+RECEIPTS = [Say(f"receipt/d{number}", b"%d" % number, retain=True) for number in range(60)]
+
+
+async def test_a_batch_that_takes_many_leases_is_carried_under_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "fedmq.bridge")
+    async with carrying(tmp_path, RECEIPTS, delay_s=0.02) as (redis, _):
+        while await redis.get(TaskKeys(TASK).said) != b"1-60":
+            await asyncio.sleep(0.02)
+    assert "downlink_lost" not in caplog.text
+
+
+async def test_who_loses_the_lease_in_mid_batch_says_nothing_more_and_asks_the_other_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "fedmq.bridge")
+    async with carrying(tmp_path, RECEIPTS, delay_s=0.04) as (redis, witness):
+        messages = aiter(witness.messages)
+        await anext(messages)
+        await redis.set(TaskKeys(TASK).downlink, "another:60000")
+        while "downlink_lost task=pumps" not in caplog.text:
+            await asyncio.sleep(0.01)
+        while not await redis.exists(TaskKeys(TASK).again):
+            await asyncio.sleep(0.01)
+        await witness.publish(f"fedmq/v1/{TASK}/end", b"", qos=1)
+        heard = []
+        async for message in messages:
+            if str(message.topic).endswith("/end"):
+                break
+            heard.append(message.payload)
+        assert len(heard) < len(RECEIPTS) - 10
+        assert await redis.get(TaskKeys(TASK).said) is None
+
+
+async def test_who_is_asked_again_says_what_must_be_retained_once_more(tmp_path: Path) -> None:
+    async with carrying(tmp_path, RECEIPTS[:1], delay_s=0.0) as (redis, witness):
+        while await redis.get(TaskKeys(TASK).said) != b"1-1":
+            await asyncio.sleep(0.02)
+        await redis.set(TaskKeys(TASK).manifest, b"the newest")
+        await Queue(redis, "other:400").ask_again(TASK)
+        async for message in witness.messages:
+            if str(message.topic).endswith("/model"):
+                assert message.payload == b"the newest"
+                break

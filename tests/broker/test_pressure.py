@@ -39,6 +39,26 @@ def test_a_batch_that_took_just_so_long_is_not_slow() -> None:
     assert seen.why(TASK, 10.0) == ""
 
 
+def test_a_redis_that_is_nearly_full_makes_every_task_wait_until_there_is_room() -> None:
+    seen = gauge()
+    seen.filled(900, 1000)
+    assert seen.why(TASK, 0.0) == ""
+    seen.filled(901, 1000)
+    assert (seen.why(TASK, 0.0), seen.why(OTHER, 0.0)) == ("full", "full")
+    seen.appended(0.1, 1.0)  # what is under way is still taken
+    seen.filled(851, 1000)
+    assert seen.why(TASK, 1.0) == "full"
+    seen.filled(850, 1000)
+    assert seen.why(TASK, 1.0) == ""
+
+
+def test_a_redis_without_a_bound_is_never_nearly_full() -> None:
+    seen = gauge()
+    seen.filled(901, 1000)
+    seen.filled(1 << 40, 0)
+    assert seen.why(TASK, 0.0) == ""
+
+
 def test_only_the_task_whose_log_is_too_large_is_behind_and_not_for_one_byte_to_and_fro() -> None:
     seen = gauge()
     seen.weighed(TASK, 1000)

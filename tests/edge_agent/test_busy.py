@@ -100,6 +100,7 @@ async def test_busy_ends_with_the_connection_that_told_it(broker, tmp_path, hear
 GARBAGE = (
     b"\xff",
     b"{}",
+    b'{"why": "slo\xf7", "pause_s": 1.0, "at_ms": 1}',
     b'{"why": "slow", "pause_s": 1e9, "at_ms": 1}',
     b'{"why": 1, "pause_s": 1.0, "at_ms": 1}',
 )

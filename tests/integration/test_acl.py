@@ -104,7 +104,7 @@ async def test_a_device_cannot_read_what_is_anothers(broker, suffix) -> None:
 
 @pytest.mark.parametrize(
     "suffix",
-    [*DEVICE_READS, "metrics", "versions", "events", "busy", "reply/pump-1", "model/pump-2"],
+    [*DEVICE_READS, "metrics", "versions", "events", "reply/pump-1", "model/pump-2"],
 )
 async def test_a_device_cannot_speak_as_the_server(broker, suffix) -> None:
     assert not await arrives(broker, "pump-1", suffix)
@@ -115,8 +115,8 @@ async def test_the_bridge_may_say_what_it_must(broker, suffix) -> None:
     assert await arrives(broker, "fedmq-bridge", suffix)
 
 
-@pytest.mark.parametrize("suffix", ["up/3/pump-1", "state/pump-1"])
-async def test_the_bridge_hears_every_device(broker, suffix) -> None:
+@pytest.mark.parametrize("suffix", ["up/3/pump-1", "state/pump-1", "busy"])
+async def test_the_bridge_hears_every_device_and_other_bridges(broker, suffix) -> None:
     assert await hears(broker, "fedmq-bridge", suffix)
 
 

@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 
 import broker.bridge
 from aggregator.tasks import create_task
-from broker.busy import Crier
 from broker.queue import Queue
 from broker.routing import Routed, Unroutable
 from broker.settings import BridgeSettings
@@ -136,12 +135,11 @@ async def test_the_harness_finds_puback_before_xadd(
         self: broker.bridge.Bridge,
         session: Session,
         queue: Queue,
-        crier: Crier,
         batch: list[Inbound],
     ) -> None:
         session.acknowledge(batch)
         await asyncio.sleep(0.01)  # the acknowledgement leaves
-        await honest(self, session, queue, crier, batch)
+        await honest(self, session, queue, batch)
 
     Unreliable.calls = 0
     monkeypatch.setattr(broker.bridge, "Queue", Unreliable)

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 import servers
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
+from aggregator import service
+from aggregator.segments import unpack
 from aggregator.service import serve as serve_aggregator
 from aggregator.settings import AggregatorSettings
-from aggregator.tasks import create_task
+from aggregator.tasks import create_task, task_status
 from broker.bridge import serve
 from broker.settings import BridgeSettings
+from lifetimes.together import end
 from redis_session.connection import connect
 from schemas.keys import TaskKeys
 from schemas.names import DeviceId, TaskName, shard_of
@@ -49,6 +53,10 @@ class Fleet:
     client: aiomqtt.Client
     redis: Redis
     heard: list[bytes]
+    bridge: "asyncio.Task[None]"
+
+    async def last_is(self, payload: bytes) -> bool:
+        return bool(self.heard) and self.heard[-1] == payload
 
     async def until(self, condition: Any, what: str) -> None:
         try:
@@ -60,6 +68,9 @@ class Fleet:
 
     async def is_busy(self, why: str) -> bool:
         return bool(self.heard and self.heard[-1]) and busy(self.heard[-1]).why == why
+
+    async def is_carried(self) -> bool:
+        return bool(await self.redis.exists(TaskKeys(TASK).downlink))
 
     async def is_calm(self) -> bool:
         return bool(self.heard) and not self.heard[-1]
@@ -89,9 +100,9 @@ async def fleet(settings: BridgeSettings) -> AsyncIterator[Fleet]:
                     heard.append(message.payload)  # noqa: PERF401 - heard while it lasts
 
             listening = asyncio.create_task(listen())
-            here = Fleet(client, redis, heard)
+            here = Fleet(client, redis, heard, bridge)
             try:
-                await here.until(here.is_calm, "the bridge is there and says that nothing is wrong")
+                await here.until(here.is_carried, "the bridge is there")
                 yield here
             finally:
                 for each in (bridge, listening):
@@ -184,3 +195,129 @@ async def test_a_redis_that_is_away_is_told_and_taken_back_when_it_is_there_agai
 
         await here.until(was_away, "it is told that Redis is away")
         await here.until(here.is_calm, "it is there again")
+
+
+async def test_a_bridge_that_is_stopped_takes_back_that_devices_must_wait(
+    post_office: BridgeSettings,
+) -> None:
+    async with fleet(post_office) as here:
+        await here.redis.config_set("maxmemory", "1")
+        await here.client.publish(UP, b"one", qos=1)
+        await here.until(lambda: here.is_busy("full"), "the fleet is told")
+        here.bridge.cancel()
+        await here.until(here.is_calm, "it is taken back")
+
+
+async def test_what_a_dead_bridge_has_left_is_taken_back_by_one_that_is_well(
+    post_office: BridgeSettings,
+) -> None:
+    async with fleet(post_office) as here:
+        left = msgspec.json.encode(Busy("slow", 0.2, 1))
+        await here.client.publish(f"fedmq/v1/{TASK}/busy", left, qos=1, retain=True)
+        await here.until(lambda: here.is_busy("slow"), "it stands there")
+        await here.until(here.is_calm, "it is taken back")
+        await here.client.publish(f"fedmq/v1/{TASK}/busy", b"\xff", qos=1, retain=True)
+        await here.until(lambda: here.last_is(b"\xff"), "nonsense stands there")
+        await here.until(here.is_calm, "it is taken back too")
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+async def memory(redis: Redis) -> tuple[int, int]:
+    info: Any = await redis.info("memory")
+    return info["used_memory"], info["maxmemory"]
+
+
+async def test_the_fleet_is_told_before_redis_refuses_and_what_is_under_way_is_taken(
+    post_office: BridgeSettings,
+) -> None:
+    async with fleet(post_office) as here:
+        for number in range(16):
+            await here.redis.hset("ballast", str(number), bytes(500_000))
+        used, _ = await memory(here.redis)
+        await here.redis.config_set("maxmemory", round(used / 0.95))
+        await here.until(lambda: here.is_busy("full"), "the fleet is told in time")
+        await here.client.publish(UP, b"under way", qos=1)
+
+        async def taken() -> bool:
+            return await here.stored() == [b"under way"]
+
+        await here.until(taken, "there was still room for it")
+        assert await here.is_busy("full")
+        await here.redis.delete("ballast")
+        await here.until(here.is_calm, "there is room again")
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def bounded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BridgeSettings]:
+    """Both servers: what each allows when it is full differs."""
+    run = servers.valkey if request.param == "valkey" else servers.redis_server
+    with servers.mosquitto(tmp_path) as mqtt, run(tmp_path, appendfsync="no") as redis:
+        yield BridgeSettings(
+            mqtt_port=mqtt.port,
+            redis_url=f"redis://127.0.0.1:{redis.port}/0",
+            mqtt_connect_timeout_s=5.0,
+        )
+
+
+async def filled(redis: Redis) -> int:
+    """Fill the log until Redis refuses; tells how many entries it took."""
+    used, _ = await memory(redis)
+    await redis.config_set("maxmemory", used + 6_000_000)
+    other: Any = {"k": "up", "d": DEVICE, "s": shard_of(DEVICE), "p": bytes(8000)}
+    for count in range(10_000):
+        try:
+            await redis.xadd(TaskKeys(TASK).log, other)
+        except OutOfMemoryError:
+            return count
+    pytest.fail("Redis was never full")
+
+
+@pytest.mark.parametrize("archives", ["", "archive"])
+async def test_an_aggregator_that_comes_to_a_full_redis_makes_room_again(
+    bounded: BridgeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archives: str
+) -> None:
+    monkeypatch.setattr(service, "TIDY_S", 0.3)
+    folder = tmp_path / "kept"
+    settings = AggregatorSettings(
+        redis_url=bounded.redis_url,
+        lease_s=1.0,
+        log_keep_bytes=100_000,
+        dead_keep_bytes=50_000,
+        archive_url=str(folder) if archives else "",
+        archive_seconds=0.3,
+        archive_bytes=500_000,
+    )
+    keys = TaskKeys(TASK)
+    async with fleet(bounded) as here:
+        for _ in range(2):  # from the origin, then from a checkpoint
+            before: Any = await here.redis.xinfo_stream(keys.log)
+            count = await filled(here.redis)
+            await here.until(lambda: here.is_busy("full"), "the fleet is told")
+            await here.client.publish(UP, b"later", qos=1)
+            folding = asyncio.create_task(serve_aggregator(settings))
+            try:
+
+                async def taken(total: int = before["entries-added"] + count + 1) -> bool:
+                    used, most = await memory(here.redis)
+                    info: Any = await here.redis.xinfo_stream(keys.log)
+                    return used < 0.85 * most and info["entries-added"] >= total
+
+                await here.until(taken, "there is room, and the bridge takes what it held back")
+                await here.until(here.is_calm, "the fleet may go on")
+
+                async def folded() -> bool:
+                    return (await task_status(here.redis, TASK))["updates_stored"] == 0
+
+                await here.until(folded, "all of it is folded")
+            finally:
+                await end([folding])
+        info: Any = await here.redis.xinfo_stream(keys.log)
+        if archives:
+            files = sorted(folder.glob("**/*.seg"))
+            ids = [
+                str(e.id) for file in files for e in unpack(file.name, file.read_bytes()).entries
+            ]
+            left = {entry_id.decode() for entry_id, _ in await here.redis.xrange(keys.log)}
+            assert len({*ids} | left) == info["entries-added"], "what was trimmed was archived"

@@ -18,7 +18,7 @@ from integration.stack import Process, fedmq
 from redis.asyncio import Redis
 
 import broker.bridge
-from aggregator.tasks import create_task, task_status
+from aggregator.tasks import create_task, delete_task, task_status
 from broker.bridge import serve
 from broker.queue import Queue
 from broker.settings import BridgeSettings
@@ -250,3 +250,31 @@ async def test_a_standby_takes_over_from_a_frozen_aggregator_whose_late_commit_i
                 for process in two:
                     if process.running:
                         process.kill()
+
+
+async def test_a_deleted_task_leaves_no_bridge_behind_that_carries_it_for_ever(
+    office: BridgeSettings,
+) -> None:
+    one, two = with_shards(office, "0-7", "one"), with_shards(office, "8-f", "two")
+    async with task_at(office) as redis, bridges(one, two):
+        key = TaskKeys(TASK).downlink
+
+        async def held() -> bool:
+            return await redis.get(key) is not None
+
+        await until(held, "one holds the way down")
+        await delete_task(redis, TASK)
+
+        async def cleared() -> bool:
+            return not await redis.sismember("fedmq:leaving", TASK) and not await held()
+
+        await until(cleared, "its topics are cleared")
+        again = TaskSpec(ParamSpec((TensorSpec("w", (1,)),)))
+        await create_task(redis, TASK, again, np.zeros(1, np.float32), epoch=2)
+        await redis.xadd(TaskKeys(TASK).outbox, {"k": "keep", "t": "spec", "p": "new"}, id="1-1")
+        async with aiomqtt.Client(office.mqtt_host, office.mqtt_port) as client:
+            await client.subscribe(f"fedmq/v1/{TASK}/spec", qos=1)
+            async with asyncio.timeout(30):
+                async for message in client.messages:
+                    if message.payload == b"new":
+                        break
