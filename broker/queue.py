@@ -71,11 +71,13 @@ class Queue:
         info: Any = await self._redis.info("server")
         self._run_id = str(info["run_id"])
         try:
-            found: Any = await self._redis.config_get("append*")
+            found: Any = await self._redis.config_get("append*", "no-appendfsync-on-rewrite")
         except ResponseError:
             return  # a managed server that does not tell: believe what the operator has set
         known = {_text(key): _text(value) for key, value in found.items()}
         self.fsync = "none" if known.get("appendonly") == "no" else known.get("appendfsync", "no")
+        if self.fsync == "always" and known.get("no-appendfsync-on-rewrite") == "yes":
+            self.fsync = "everysec"  # while it rewrites its file it does not sync at all
 
     async def persistence(self) -> Mapping[str, Any]:
         """What Redis tells of its disk."""

@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,3 +82,20 @@ async def test_only_the_holder_notes_how_far_the_outbox_was_carried(redis: Redis
     assert await second.note_said(TASK, ids[1].decode())
     assert await first.last_said(TASK) == ids[1].decode()
     assert await redis.xlen(KEYS.outbox) == 1, "what was carried before it is trimmed"
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ((), "always"),
+        (("--appendfsync", "everysec"), "everysec"),
+        (("--no-appendfsync-on-rewrite", "yes"), "everysec"),
+        (("--appendonly", "no"), "none"),
+    ],
+)
+async def test_it_learns_when_redis_syncs(tmp_path: Path, extra, told: str) -> None:
+    with servers.redis_server(tmp_path, extra=extra) as server:
+        async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
+            queue = Queue(redis, "me")
+            await queue.begin()
+            assert queue.fsync == told

@@ -280,13 +280,15 @@ async def test_bytes_that_are_no_mqtt_end_the_connection_and_nothing_else(nonsen
 
     server = await asyncio.start_server(broker, servers.HOST, 0)
     port = server.sockets[0].getsockname()[1]
+
+    async def listen() -> None:
+        async with connect(to(port), client_id="me", clean=True) as session:
+            while True:
+                await session.publish("t", b"", qos=0)
+                await session.receive()
+
     try:
-        async with asyncio.timeout(20):
-            with pytest.raises(LinkError):
-                async with connect(to(port), client_id="me", clean=True) as session:
-                    while True:
-                        await asyncio.sleep(0.05)
-                        await session.publish("t", b"", qos=0)
-                        await session.receive()
+        with pytest.raises(LinkError):
+            await asyncio.wait_for(listen(), 20)
     finally:
         server.close()
