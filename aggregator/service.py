@@ -24,7 +24,7 @@ from aggregator.settings import AggregatorSettings
 from aggregator.state import Changes, TaskState
 from aggregator.store import Position, TaskStore, as_bytes
 from lifetimes.together import end, finished, together
-from redis_session.connection import connect, failovers
+from redis_session.connection import connect, failovers, reached
 from redis_session.lease import fresh_token
 from schemas.keys import TASKS, TaskKeys
 from schemas.log import Arrived, Body, Entry, ModelSet, Tick
@@ -120,10 +120,12 @@ async def _keep_serving(
     while True:
         try:
             async with connect(settings.redis_url) as redis:
-                waits_for = await _session(redis, task, settings, peers, evaluate)
-            if waits_for != told:
-                log.info("waiting task=%s: %s", task, waits_for)
-            told = waits_for
+                await finished(reached(redis), within_s=GOODBYE_S)
+                while True:
+                    waits_for = await _session(redis, task, settings, peers, evaluate)
+                    if waits_for != told:
+                        log.info("waiting task=%s: %s", task, waits_for)
+                    told = waits_for
         except StaleMemoryError:
             log.warning("commit_refused task=%s: loading again", task)
         except (RedisError, OSError) as exc:
@@ -191,11 +193,12 @@ async def _hold(
 ) -> bool:
     """Take the lease; what is another's share only when that one does not come for it."""
     pause_s = settings.lease_s / 5
-    if not peers.mine(task):
-        for _ in range(5):
-            await asyncio.sleep(pause_s)
-            if await store.is_held():
-                return False
+    for _ in range(5):
+        if peers.mine(task):
+            break
+        await asyncio.sleep(pause_s)
+        if await store.is_held():
+            return False
     if await store.hold(round(settings.lease_s * 1000)):
         return True
     await asyncio.sleep(pause_s)

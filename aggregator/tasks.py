@@ -33,7 +33,7 @@ from schemas.names import DeviceId, TaskName, is_name
 from schemas.outbox import End, Record, Say, Sweep
 from schemas.outbox import to_fields as record_fields
 from schemas.params import Params
-from schemas.task import TaskSpec, spec_from_json, spec_to_json
+from schemas.task import TaskSpec, checked_spec, spec_from_json, spec_to_json
 
 EPOCH_HOURS: Final = 4
 EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -90,6 +90,7 @@ async def create_task(
         ConfigError: the task exists or is not cleared yet, or the epoch does not fit.
     """
     check_epoch(epoch)
+    spec = checked_spec(spec)
     if params.size != spec.params.size:
         remedy = f"has {params.size} parameters, the specification {spec.params.size}"
         raise ConfigError("init", remedy)

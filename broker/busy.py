@@ -79,8 +79,12 @@ class Crier:
             self._heard[task] = monotonic(), busy.pause_s
 
     async def look(self, session: Session, queue: Queue, tasks: Collection[TaskName]) -> None:
-        """Weigh every task's log, and say what has changed. Raises LinkError, RedisError."""
+        """Weigh Redis and every task's log, and say what has changed.
+
+        Raises LinkError, RedisError.
+        """
         self._gauge.keep_only(tasks)
+        self._gauge.filled(*await queue.memory())
         for known in (self._said, self._heard, self._dropped):
             for task in known.keys() - set(tasks):
                 del known[task]  # it was deleted

@@ -24,7 +24,7 @@ from schemas.topics import TaskTopics
 log = logging.getLogger("fedmq.bridge")
 
 WINDOW: Final = 16
-"""Chunks published before their PUBACKs are awaited."""
+"""Messages published before their PUBACKs are awaited."""
 
 BATCH: Final = 4096
 """Outbox records read at once: what has gathered while a slow disk was waited for."""
@@ -111,8 +111,7 @@ class Downlink:
         await self._make_sure()
         for name, chunk_bytes in blobs.items():
             await self._spread(Spread(name, chunk_bytes))
-        for suffix, payload in says:
-            await self._publish([(self._topics.at(suffix), payload)])
+        await self._say([Say(suffix, payload, retain=True) for suffix, payload in says])
 
     async def _make_sure(self) -> None:
         if not await self._sure.of_all_until_now():
@@ -127,22 +126,33 @@ class Downlink:
         if not batch:
             return
         await self._make_sure()
+        says: list[Say] = []
         for record in newest_only([record for _, record in batch]):
+            if isinstance(record, Say):
+                says.append(record)
+                continue
+            await self._say(says)
+            says.clear()
             if isinstance(record, End):
                 self._ended = True
                 return
             await self._carry(record)
+        await self._say(says)
         if not await queue.note_said(task, batch[-1][0]):
             raise LostLeaseError
 
-    async def _carry(self, record: Say | Spread | Sweep) -> None:
+    async def _say(self, says: Sequence[Say]) -> None:
+        """Publish messages in their order, a window of PUBACKs at a time."""
+        await self._publish([(self._topics.at(s.suffix), s.payload, s.retain) for s in says])
+
+    async def _carry(self, record: Spread | Sweep) -> None:
         match record:
-            case Say(suffix, payload, retain):
-                await self._publish([(self._topics.at(suffix), payload)], retain=retain)
             case Spread():
                 await self._spread(record)
             case Sweep(blob, chunks):
-                await self._publish([(self._topics.chunk(blob, i), b"") for i in range(chunks)])
+                await self._publish(
+                    [(self._topics.chunk(blob, i), b"", True) for i in range(chunks)]
+                )
 
     async def _spread(self, spread: Spread) -> None:
         """Publish a blob in retained chunks; one that was swept meanwhile is passed over."""
@@ -151,18 +161,21 @@ class Downlink:
             return
         size = spread.chunk_bytes
         chunks = [
-            (self._topics.chunk(spread.blob, index), blob[start : start + size])
+            (self._topics.chunk(spread.blob, index), blob[start : start + size], True)
             for index, start in enumerate(range(0, len(blob), size))
         ]
         await self._publish(chunks)
 
-    async def _publish(self, messages: Sequence[tuple[str, bytes]], *, retain: bool = True) -> None:
-        """Publish messages, a window of PUBACKs at a time, as long as the lease is ours."""
+    async def _publish(self, messages: Sequence[tuple[str, bytes, bool]]) -> None:
+        """Publish (topic, payload, retain), a window at a time, as long as the lease is ours."""
         for start in range(0, len(messages), WINDOW):
             self._check()
             window = messages[start : start + WINDOW]
             await asyncio.gather(
-                *(self._session.publish(topic, payload, retain=retain) for topic, payload in window)
+                *(
+                    self._session.publish(topic, payload, retain=retain)
+                    for topic, payload, retain in window
+                )
             )
 
 

@@ -87,6 +87,11 @@ def connect(url: str) -> Redis:
     )
 
 
+async def reached(redis: Redis) -> None:
+    """Open the first connection. Not to be cancelled half way: redis-py would leave it open."""
+    await redis.ping()
+
+
 async def failovers(redis: Redis) -> int | None:
     """How often the primary has been replaced; None where nobody counts that."""
     return await redis.failovers() if isinstance(redis, WatchedRedis) else None

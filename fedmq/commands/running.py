@@ -15,7 +15,7 @@ import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from lifetimes.together import together
+from lifetimes.together import end, together
 from redis_session.address import watched
 from redis_session.connection import connect
 from schemas.errors import ConfigError, FedmqError
@@ -111,17 +111,28 @@ async def _until_told(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def until_told(run: Coroutine[Any, Any, _Result], told: list[signal.Signals]) -> _Result:
-    """Run; the first signal ends it in order, servers and all, and later ones change nothing."""
-    running = asyncio.ensure_future(run)
+    """Run; the first signal ends it in order, servers and all, and later ones change nothing.
+
+    Raises CancelledError when it was told to end. A library may swallow a cancellation: it is
+    repeated until it is obeyed.
+    """
+    running, stopped = asyncio.ensure_future(run), asyncio.Event()
 
     def stop(number: signal.Signals) -> None:
         if not told:
-            running.cancel()
-        told.append(number)
+            told.append(number)
+            stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    return await running
+    waiting = asyncio.ensure_future(stopped.wait())
+    try:
+        await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise asyncio.CancelledError
+        return running.result()
+    finally:
+        await end([running, waiting])
 
 
 class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import servers
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from aggregator import archiver as archiver_module
 from aggregator import depot as depot_module
@@ -403,6 +404,48 @@ async def test_an_archive_that_lost_its_newest_file_is_told_and_nothing_is_trimm
         await whole(redis, tmp_path)
 
 
+async def test_no_second_chain_begins_where_the_archive_is_not_mounted(
+    redis, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(archiver_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(archiver_module, "LONGEST_PAUSE_S", 0.02)
+    folder, away = tmp_path / "archive", tmp_path / "away"
+    await (await archiver_of(redis, folder)).seal()
+    noted = await redis.hgetall(KEYS.archived)
+    serving = await archiver_of(redis, folder)
+    await serving.adopt()
+    folder.rename(away)
+    await grow(redis, 5)
+    log = await log_of(redis)
+    serving.look(log[-1].id)  # it was there when this one began
+    with pytest.raises(ConfigError, match="holds no segment"):
+        await serving.seal()
+    fresh_one = await archiver_of(redis, folder)
+    running = [asyncio.create_task(fresh_one.run())]
+    await until(lambda: "is it mounted" in caplog.text)
+    assert serving.bound == fresh_one.bound == EntryId()
+    await trim(redis, serving.bound, log)
+    assert await log_of(redis) == log
+    assert await redis.hgetall(KEYS.archived) == noted
+    assert not folder.exists(), "not even its origin is written there"
+    away.rename(folder)
+    await until(lambda: fresh_one.bound == log[-1].id)
+    await end(running)
+    await serving.adopt()
+    assert serving.bound == log[-1].id
+    assert archived(folder) == log
+
+
+async def test_another_archive_is_begun_when_the_operator_says_so(redis, tmp_path) -> None:
+    await (await archiver_of(redis, tmp_path / "old")).seal()
+    other = await archiver_of(redis, tmp_path / "new")
+    with pytest.raises(ConfigError, match=f"delete {KEYS.archived} in Redis"):
+        await other.seal()
+    await redis.delete(KEYS.archived)
+    await other.seal()
+    assert archived(tmp_path / "new") == await log_of(redis)
+
+
 @pytest.mark.parametrize("harm", ["missing", "altered"])
 async def test_a_history_with_a_broken_segment_is_refused(redis, tmp_path, harm) -> None:
     await (await archiver_of(redis, tmp_path)).seal()
@@ -464,6 +507,28 @@ async def test_a_failing_archive_is_told_once_and_tried_again(
     assert archived(tmp_path) == log
 
 
+async def test_a_redis_that_refuses_the_archiver_is_told_once_and_tried_again(
+    redis, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(archiver_module, "FIRST_PAUSE_S", 0.01)
+    tries = []
+
+    async def refusing(_self: Archiver) -> None:
+        tries.append(1)
+        raise ResponseError("NOREPLICAS Not enough good replicas to write.")
+
+    mark = Archiver._mark
+    monkeypatch.setattr(Archiver, "_mark", refusing)
+    archiver = await archiver_of(redis, tmp_path, archive_seconds=0.01)
+    running = asyncio.create_task(archiver.run())
+    await until(lambda: len(tries) > 3)
+    monkeypatch.setattr(Archiver, "_mark", mark)
+    log = await log_of(redis)
+    await until(lambda: archiver.bound == log[-1].id)
+    await end([running])
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
 async def test_enough_bytes_are_sealed_at_once_and_few_after_their_time(redis, tmp_path) -> None:
     log = await log_of(redis)
     archiver = Archiver(redis, TASK, HOLDER, settings(tmp_path, archive_seconds=3600))
@@ -484,6 +549,26 @@ async def test_two_writers_never_write_at_once(redis, tmp_path) -> None:
     assert await archiver.seal() == 4
 
 
+async def test_who_wrote_for_too_long_is_told_and_cannot_go_on(redis, caplog) -> None:
+    async with writing(redis, KEYS) as mine:
+        await mine.renew()
+        assert 119_000 < await redis.pttl(KEYS.archiving) <= 120_000
+        await redis.delete(KEYS.archiving)
+        with pytest.raises(BusyError, match="longer than 120 s"):
+            await mine.renew()
+        async with writing(redis, KEYS):
+            with pytest.raises(BusyError, match="longer than 120 s"):
+                await mine.renew()
+    assert "archive_slow" in caplog.text
+    assert not await redis.exists(KEYS.archiving)
+
+
+async def test_a_writer_of_before_a_clock_was_set_back_keeps_nobody_waiting(redis) -> None:
+    await redis.set(KEYS.archiving, "dead:50", px=3_600_000)
+    async with writing(redis, KEYS, 20.0):
+        pass
+
+
 async def test_an_object_store_is_written_through_its_backend(redis) -> None:
     import fsspec
 
@@ -501,6 +586,14 @@ async def test_an_object_store_is_written_through_its_backend(redis) -> None:
 def test_a_url_that_cannot_be_served_is_refused(url) -> None:
     with pytest.raises(ConfigError, match="archive_url"):
         Depot(url)
+
+
+def test_a_url_that_is_refused_is_told_without_its_password() -> None:
+    for url in ("ftpx://user:s3cret@host/x", "ftpx://user:s3/cr@et@host/x?key=s3cret"):
+        with pytest.raises(ConfigError, match=r"'ftpx://\.\.\./x' cannot be used") as caught:
+            Depot(url)
+        assert "cret" not in str(caught.value)
+        assert caught.value.__cause__ is None
 
 
 # -- erasure -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from aggregator import service
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.tasks import create_task, last_commit, published_model, task_spec, task_status
+from lifetimes.together import end
 from redis_session.connection import connect
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.keys import AGGREGATORS, TaskKeys
@@ -53,8 +54,7 @@ async def serving(url: str) -> AsyncIterator[None]:
             yield
         assert not running.done()
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end([running])
 
 
 async def published(redis: Redis, task: TaskName) -> None:
@@ -120,13 +120,11 @@ async def test_two_aggregators_share_the_tasks_and_one_takes_all_when_the_other_
             second = asyncio.create_task(serve(settings))
             while None in (both := await holders(redis, tasks)) or len(both) != 2:
                 await asyncio.sleep(0.05)
-            second.cancel()
-            await asyncio.gather(second, return_exceptions=True)
+            await end([second])
             while await holders(redis, tasks) != alone:
                 await asyncio.sleep(0.05)
     finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
+        await end([first])
 
 
 async def test_who_serves_other_tasks_only_is_left_none(redis: Redis, url: str) -> None:
@@ -144,9 +142,7 @@ async def test_who_serves_other_tasks_only_is_left_none(redis: Redis, url: str) 
             while None in (found := await holders(redis, tasks)) or len(found) != 1:
                 await asyncio.sleep(0.05)
     finally:
-        for each in (other, able):
-            each.cancel()
-        await asyncio.gather(other, able, return_exceptions=True)
+        await end([other, able])
 
 
 async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeover(
@@ -189,5 +185,4 @@ async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeov
             while (await last_commit(redis, GOOD)).version != 1:  # flushed in part, by a tick
                 await asyncio.sleep(0.05)
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end([running])

@@ -19,6 +19,7 @@ from broker.queue import Queue
 from broker.settings import BridgeSettings
 from fedmq.simulator.links import LinkModel
 from fedmq.simulator.proxy import open_proxy
+from lifetimes.together import end
 from mqtt_session.session import connect
 from redis_session.connection import connect as connect_redis
 from schemas.keys import TaskKeys
@@ -105,10 +106,10 @@ async def test_a_bridge_that_lost_its_lease_stops_carrying(
                 await asyncio.sleep(0.01)
             await redis.set(key, "another")
             while "downlink_lost task=pumps" not in caplog.text:
+                assert not carrying.done(), carrying
                 await asyncio.sleep(0.01)
             assert await redis.get(key) == b"another"
-            carrying.cancel()
-            await asyncio.gather(carrying, return_exceptions=True)
+            await end([carrying])
 
 
 # -- a slow link, and a lease that is lost on the way ------------------------------------------
@@ -140,12 +141,11 @@ async def carrying(
                 try:
                     yield redis, witness
                 finally:
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
+                    await end([task])
 
 
 TASK = TaskName("pumps")
-RECEIPTS = [Say(f"receipt/d{number}", b"%d" % number, retain=True) for number in range(60)]
+RECEIPTS = [Say(f"receipt/d{number}", b"%d" % number, retain=True) for number in range(400)]
 
 
 async def test_a_batch_that_takes_many_leases_is_carried_under_one(
@@ -153,7 +153,7 @@ async def test_a_batch_that_takes_many_leases_is_carried_under_one(
 ) -> None:
     caplog.set_level(logging.WARNING, "fedmq.bridge")
     async with carrying(tmp_path, RECEIPTS, delay_s=0.02) as (redis, _):
-        while await redis.get(TaskKeys(TASK).said) != b"1-60":
+        while await redis.get(TaskKeys(TASK).said) != b"1-400":
             await asyncio.sleep(0.02)
     assert "downlink_lost" not in caplog.text
 

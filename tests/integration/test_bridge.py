@@ -17,6 +17,7 @@ from aggregator.tasks import create_task
 from broker.queue import Queue
 from broker.routing import Routed, Unroutable
 from broker.settings import BridgeSettings
+from lifetimes.together import end
 from mqtt_session.session import Inbound, Session
 from schemas.keys import LOST, TaskKeys
 from schemas.names import DeviceId, TaskName, shard_of
@@ -49,8 +50,7 @@ async def running_bridge(settings: BridgeSettings) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 @asynccontextmanager

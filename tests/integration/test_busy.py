@@ -105,9 +105,7 @@ async def fleet(settings: BridgeSettings) -> AsyncIterator[Fleet]:
                 await here.until(here.is_carried, "the bridge is there")
                 yield here
             finally:
-                for each in (bridge, listening):
-                    each.cancel()
-                await asyncio.gather(bridge, listening, return_exceptions=True)
+                await end([bridge, listening])
 
 
 async def test_a_full_redis_is_told_to_the_fleet_and_what_came_meanwhile_is_taken_afterwards(
@@ -180,8 +178,7 @@ async def test_metrics_say_how_often_and_how_long(post_office: BridgeSettings) -
 
             await here.until(told, "metrics tell what the bridge has noted")
         finally:
-            folding.cancel()
-            await asyncio.gather(folding, return_exceptions=True)
+            await end([folding])
 
 
 async def test_a_redis_that_is_away_is_told_and_taken_back_when_it_is_there_again(
@@ -204,7 +201,7 @@ async def test_a_bridge_that_is_stopped_takes_back_that_devices_must_wait(
         await here.redis.config_set("maxmemory", "1")
         await here.client.publish(UP, b"one", qos=1)
         await here.until(lambda: here.is_busy("full"), "the fleet is told")
-        here.bridge.cancel()
+        await end([here.bridge])
         await here.until(here.is_calm, "it is taken back")
 
 

@@ -22,6 +22,7 @@ from aggregator.settings import AggregatorSettings
 from aggregator.tasks import create_task, last_commit, published_model
 from broker.bridge import serve as serve_bridge
 from broker.settings import BridgeSettings
+from lifetimes.together import end
 from redis_session.connection import connect
 from schemas.keys import TaskKeys
 from schemas.messages import ModelUpdate, Receipt
@@ -103,9 +104,7 @@ async def running(*coroutines: Any) -> AsyncIterator[None]:
         yield
         assert not any(task.done() for task in tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def epoch_and_version(redis: Redis) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from aggregator.tasks import create_task, delete_task, task_status
 from broker.bridge import serve
 from broker.queue import Queue
 from broker.settings import BridgeSettings
+from lifetimes.together import end
 from redis_session.connection import connect
 from schemas.keys import TaskKeys
 from schemas.names import DeviceId, TaskName, shard_of
@@ -61,9 +62,7 @@ async def bridges(*settings: BridgeSettings) -> AsyncIterator[list["asyncio.Task
     try:
         yield running
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end(running)
 
 
 async def stored(redis: Redis) -> list[tuple[bytes, bytes]]:
@@ -151,11 +150,9 @@ async def test_only_one_bridge_carries_the_way_down_and_another_takes_over(
             return found is not None
 
         await until(held, "one holds the way down")
-        running[0].cancel()
-        await asyncio.gather(running[0], return_exceptions=True)
+        await end([running[0]])
         await until(held, "one holds the way down")
-        running[1].cancel()
-        await asyncio.gather(running[1], return_exceptions=True)
+        await end([running[1]])
         assert await redis.get(key) is None, "who leaves gives it back"
 
 
@@ -178,8 +175,7 @@ async def test_a_bridge_that_is_stopped_acknowledges_what_it_has_appended(
             await heard_of_all(redis, office, b"hello")
             await publish(office, b"last")
             await asyncio.wait_for(slow.wait(), 30)
-            running[0].cancel()
-            await asyncio.gather(running[0], return_exceptions=True)
+            await end([running[0]])
         before = sum(data == b"last" for _, data in await stored(redis))
         monkeypatch.setattr(broker.bridge.Queue, "append", honest)
         async with bridges(office):
