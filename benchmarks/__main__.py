@@ -3,14 +3,16 @@
 import sys
 from typing import Final
 
-from benchmarks import fold, ingest, install, replay
+from benchmarks import connections, fold, ingest, install, replay, takeover
 from benchmarks.report import run
 
 ALL: Final = {
+    "connections": ("A fleet that is connected at once.", connections.measure),
     "fold": ("Fold updates from wire bytes, against plain numpy.", fold.measure),
     "ingest": ("Durable ingest, against a bare subscriber.", ingest.measure),
     "install": ("The size of fedmq[edge] on disk and in memory.", install.measure),
     "replay": ("Replay an archived log, against folding it live.", replay.measure),
+    "takeover": ("How long a task stands still when its holder dies.", takeover.measure),
 }
 
 

@@ -6,15 +6,20 @@ against a bare paho subscriber that only counts, on the same broker:
 
     publisher -> mosquitto -> subscriber
 
-Everything is real: processes, QoS 1, `appendfsync always`. Both have the same paho publisher, with
-at most 100 messages in flight. The rate is of the time from its first publish until the last
-message was counted, or until the task's metrics in Redis say that it was folded. Contenders
-alternate; the ratio is of neighbours in time, its median is judged. All share the machine's cores,
-and the durable way has five busy processes where the bare one has three.
+Everything is real: processes, QoS 1, a Redis with `appendfsync always` and, in a set of servers of
+its own, one with `everysec`, where Receipts wait until the disk has what they promise. All have the
+same paho publisher, with at most 100 messages in flight. The rate is of the time from its first
+publish until the last message was counted, or until the task's metrics in Redis say that it was
+folded. Contenders alternate; the ratio is of neighbours in time, its median is judged. All share
+the machine's cores, and the durable way has five busy processes where the bare one has three.
+
+How long a Receipt takes is measured apart, with no queue before it: a steady 200 updates a second,
+from publish() until the first Receipt that settles the update was read, in one paho client.
 """
 
 import asyncio
 import multiprocessing
+import socket
 import sys
 import tempfile
 import threading
@@ -44,7 +49,8 @@ from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
 from schemas.task import PublishOptions, StrategyOptions, TaskSpec
 from schemas.topics import DEFAULT_PREFIX, TaskTopics
-from schemas.wire import encode_update
+from schemas.window import is_settled
+from schemas.wire import decode_receipt, encode_update
 from tests.servers import HOST, mosquitto, redis_server
 
 BARE_PREFIX: Final = "plain/v1"
@@ -53,6 +59,9 @@ BARE_PREFIX: Final = "plain/v1"
 DEVICES: Final = 100
 PATIENCE_S: Final = 120.0
 INFLIGHT: Final = 100
+BOOT: Final = Boot(0xC0FFEE00)
+PACE: Final = 200
+"""Updates a second when Receipts are waited for."""
 
 Message = tuple[str, bytes]
 
@@ -64,6 +73,10 @@ class Load:
     label: str
     params: int
     count: int
+
+
+Places = dict[str, "Place"]
+"""By what their Redis does: `always`, `everysec`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +103,36 @@ def measure(arguments: Arguments) -> Report:
         if arguments.quick
         else (Load("200 B", 44, 20_000), Load("20 kB", 4_994, 4_000))
     )
-    repeats = 2 if arguments.quick else 5
+    repeats, pace_s = (2, 4.0) if arguments.quick else (5, 6.0)
     report = Report("ingest", repeats)
-    with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as name, _servers(Path(name)) as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmq-bench-") as name,
+        _servers(Path(name), "always") as always,
+        _servers(Path(name), "everysec") as everysec,
+    ):
+        places = {"always": always, "everysec": everysec}
         for load in loads:
-            ratio = _compare(place, load, repeats, arguments.seed, report)
+            ratio = _compare(places, load, repeats, arguments.seed, report)
             if load is loads[0]:
                 aim = Aim("folded a second over counted a second, 200 B", ratio, at_least=0.5)
                 report.aims.append(aim)
+        _wait(places, pace_s, 2 if arguments.quick else 3, arguments.seed, report)
     report.notes = [
         f"{', '.join(f'{load.count:,} x {load.label}' for load in loads)} a run; {DEVICES} devices",
-        "FedBuff K = 10, publish.every 10; QoS 1, 100 in flight; appendonly, appendfsync always",
+        "FedBuff K = 10, publish.every 10; QoS 1, 100 in flight; appendonly",
+        "appendfsync always where nothing else is said; under everysec Receipts wait for the disk",
+        f"publish to Receipt: {PACE} updates of 200 B a second for {pace_s:g} s",
     ]
     return report
 
 
 @contextmanager
-def _servers(folder: Path) -> Iterator[Place]:
+def _servers(above: Path, fsync: str) -> Iterator[Place]:
+    folder = above / fsync
+    folder.mkdir()
     with (
         mosquitto(folder, max_inflight=INFLIGHT, max_queued=1_000_000) as broker,
-        redis_server(folder) as redis,
+        redis_server(folder, appendfsync=fsync) as redis,
     ):
         mqtt_port, url = str(broker.port), f"redis://{HOST}:{redis.port}/0"
         with (
@@ -125,28 +148,56 @@ def _servers(folder: Path) -> Iterator[Place]:
             yield Place(broker.port, redis.port, pids)
 
 
-def _compare(place: Place, load: Load, repeats: int, seed: int, report: Report) -> float:
+def _compare(places: Places, load: Load, repeats: int, seed: int, report: Report) -> float:
     """Let the contenders alternate; write their figures down, give the ratio."""
     bare: list[Measured] = []
-    ours: list[Measured] = []
+    ours: dict[str, list[Measured]] = {fsync: [] for fsync in places}
     for number in range(repeats):
         task = TaskName(f"bench-{load.params}-{number}")
-        messages = _new_task(place, task, load, seed + number)
+        for fsync, place in places.items():
+            messages = _new_task(place, task, load, seed + number)
+            ours[fsync].append(_durable(place, task, messages))
+        bare.append(_bare(places["always"], messages))
+        told = ", ".join(f"{fsync} {each[-1].rate:,.0f}/s" for fsync, each in ours.items())
         size = len(messages[0][1])
-        ours.append(_durable(place, task, messages))
-        bare.append(_bare(place, messages))
         progress(
             f"{load.label} ({size} bytes) {number + 1} of {repeats}: "
-            f"durable {ours[-1].rate:,.0f}/s, bare {bare[-1].rate:,.0f}/s"
+            f"{told}, bare {bare[-1].rate:,.0f}/s"
         )
-    ratio = median(mine.rate / rival.rate for mine, rival in zip(ours, bare, strict=True))
-    figures = report.figures
-    figures[f"{load.label}: durable, folded a second"] = median(m.rate for m in ours)
+    ratios = {
+        fsync: median(mine.rate / rival.rate for mine, rival in zip(each, bare, strict=True))
+        for fsync, each in ours.items()
+    }
+    figures, always = report.figures, ours["always"]
+    figures[f"{load.label}: durable, folded a second"] = median(m.rate for m in always)
+    figures[f"{load.label}: everysec, folded a second"] = median(m.rate for m in ours["everysec"])
     figures[f"{load.label}: bare, counted a second"] = median(m.rate for m in bare)
-    figures[f"{load.label}: ratio"] = ratio
-    for name in place.pids:
-        figures[f"{load.label}: {name}, CPU us a message"] = median(m.cpu_us[name] for m in ours)
-    return ratio
+    figures[f"{load.label}: ratio"] = ratios["always"]
+    figures[f"{load.label}: ratio, everysec"] = ratios["everysec"]
+    for name in places["always"].pids:
+        figures[f"{load.label}: {name}, CPU us a message"] = median(m.cpu_us[name] for m in always)
+    return ratios["always"]
+
+
+def _wait(places: Places, pace_s: float, repeats: int, seed: int, report: Report) -> None:
+    """Measure how long Receipts take."""
+    load = Load("200 B", 44, round(PACE * pace_s))
+    seconds: dict[str, list[float]] = {fsync: [] for fsync in places}
+    for number in range(repeats):
+        task = TaskName(f"bench-pace-{number}")
+        for fsync, place in places.items():
+            messages = _new_task(place, task, load, seed + number)
+            with _child(_converse, place.mqtt_port, task, messages) as client:
+                came: list[float] = client.recv()
+            seconds[fsync] += came
+            progress(f"publish to Receipt, {fsync}: {median(came or [float('nan')]):.3f} s")
+    for fsync, each in seconds.items():
+        head = f"publish to Receipt, {fsync}"
+        ms = np.array(each or [np.nan]) * 1000
+        report.figures[f"{head}, p50 ms"] = float(np.percentile(ms, 50))
+        report.figures[f"{head}, p99 ms"] = float(np.percentile(ms, 99))
+        report.figures[f"{head}, max ms"] = float(ms.max())
+        report.figures[f"{head}, share that came"] = len(each) / (repeats * load.count)
 
 
 # -- messages ----------------------------------------------------------------------------------
@@ -169,7 +220,7 @@ def _new_task(place: Place, task: TaskName, load: Load, seed: int) -> list[Messa
     topics = TaskTopics(DEFAULT_PREFIX, task)
     ups = [topics.up(DeviceId(f"device-{number:03d}")) for number in range(DEVICES)]
     return [
-        (ups[i % DEVICES], _update(spec, base, i // DEVICES + 1, rng)) for i in range(load.count)
+        (ups[i % DEVICES], new_update(spec, base, i // DEVICES + 1, rng)) for i in range(load.count)
     ]
 
 
@@ -178,12 +229,13 @@ async def _create(place: Place, task: TaskName, spec: TaskSpec, initial: Params)
         await create_task(redis, task, spec, initial, epoch=1)
 
 
-def _update(spec: TaskSpec, base: int, seq: int, rng: np.random.Generator) -> bytes:
+def new_update(spec: TaskSpec, base: int, seq: int, rng: np.random.Generator) -> bytes:
+    """The bytes of an update trained from version 0, at epoch 1, of one boot."""
     codec = codec_by_name(spec.codec.name)
     delta = rng.standard_normal(spec.params.size, dtype=np.float32) * np.float32(0.01)
     update = ModelUpdate(
         epoch=Epoch(1),
-        boot=Boot(0xC0FFEE00),
+        boot=BOOT,
         seq=Seq(seq),
         base_version=ModelVersion(0),
         base_digest=base,
@@ -306,6 +358,48 @@ def _count(parent: Connection, port: int, count: int) -> None:
     parent.send(time.monotonic() if done.is_set() else float("nan"))
     client.disconnect()
     client.loop_stop()
+
+
+def _converse(parent: Connection, port: int, task: TaskName, messages: Sequence[Message]) -> None:
+    """Publish steadily and hear the Receipts; tell how long each update waited for its own."""
+    topics = TaskTopics(DEFAULT_PREFIX, task)
+    devices = [DeviceId(topic.rpartition("/")[2]) for topic, _ in messages]
+    waiting: dict[str, dict[Seq, float]] = {topics.receipt(device): {} for device in devices}
+    came: list[float] = []
+    subscribed, done, lock = threading.Event(), threading.Event(), threading.Lock()
+
+    def on_message(_client: object, _data: object, message: paho.MQTTMessage) -> None:
+        now, receipt = time.monotonic(), decode_receipt(bytes(message.payload))
+        with lock:
+            mine = waiting[message.topic]
+            settled = [seq for seq in mine if is_settled(seq, receipt.low, receipt.settled)]
+            came.extend(now - mine.pop(seq) for seq in settled)
+            if len(came) == len(messages):
+                done.set()
+
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.max_inflight_messages_set(INFLIGHT)
+    client.on_message = on_message
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.on_socket_open = _at_once
+    _connected(client, port)
+    client.subscribe(topics.receipt(DeviceId("+")), qos=1)
+    subscribed.wait(PATIENCE_S)
+    began = time.monotonic()
+    for number, (topic, payload) in enumerate(messages):
+        time.sleep(max(0.0, began + number / PACE - time.monotonic()))
+        with lock:
+            waiting[topics.receipt(devices[number])][Seq(number // DEVICES + 1)] = time.monotonic()
+        client.publish(topic, payload, qos=1)
+    done.wait(PATIENCE_S)
+    parent.send(came)
+    client.disconnect()
+    client.loop_stop()
+
+
+def _at_once(_client: object, _data: object, sock: Any) -> None:
+    """Send small packets at once: Nagle's algorithm, which paho leaves on, is not what we time."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _connected(client: paho.Client, port: int) -> None:
