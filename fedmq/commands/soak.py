@@ -21,7 +21,9 @@ from fedmq.commands.running import until_told
 from fedmq.simulator.checker import Account, CheckerError, Verdict
 from fedmq.simulator.profiles import profile as link_profile
 from fedmq.simulator.soak.evidence import check as check_folder
+from fedmq.simulator.soak.fleet import processes_file
 from fedmq.simulator.soak.plan import Plan, soak_spec
+from fedmq.simulator.soak.processes import SOAK, end_left, still_there
 from fedmq.simulator.soak.programs import checked_broker, checked_redis
 from fedmq.simulator.soak.report import Progress, in_words, kept, report
 from fedmq.simulator.soak.run import Sight, this_machine
@@ -73,7 +75,7 @@ def soak(
     memory, clocks that jump, cards that are old, new or torn. Then everything is healed, and a
     checker that shares no code with the aggregator folds the raw log once more and holds it against
     the ledgers of the devices' witnesses. Exit code 1 when anything was lost or folded twice, when
-    a bit differs, or a device does not have the newest model.
+    a bit differs, a device does not have the newest model, or a process of fedmq has failed.
 
     Needs nothing but the package; mosquitto is taken where it is installed, clocks jump where
     libfaketime is. Corrupt bytes are found because the task asks for checksums.
@@ -125,6 +127,10 @@ def _begun(
         longer = max(plan.seconds, progress.elapsed_s)
         progress.plan = msgspec.structs.replace(progress.plan, seconds=longer)
         progress.done = False
+        if pid := still_there(processes_file(resume)).get(SOAK):
+            raise ConfigError("resume", f"{resume} is being soaked by process {pid}: end it first")
+        if left := end_left(processes_file(resume)):
+            typer.echo(f"ended what the soak before had left: {', '.join(left)}", err=True)
         return resume, progress
     soak_spec(plan.codec)
     for number in range(plan.devices):
@@ -180,16 +186,15 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Say what it came to, keep it, and end with its exit code."""
-    adopted = evidence["adopted"]
     machine = this_machine(progress.plan.seed)
-    outcome = report(progress, verdict, account, adopted=adopted, machine=machine)
+    outcome = report(progress, verdict, account, evidence=evidence, machine=machine)
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(outcome)))
     if as_json:
         typer.echo(json.dumps(outcome))
     else:
-        typer.echo(in_words(progress, verdict, account, adopted))
+        typer.echo(in_words(progress, verdict, account, evidence))
         typer.echo(f"Files: {folder}/ (report.json, faults.jsonl, archive, ledgers, logs)")
-    sys.exit(0 if kept(progress, verdict, account, adopted) else 1)
+    sys.exit(0 if kept(progress, verdict, account, evidence) else 1)
 
 
 def _print_schedule(plan: Plan, count: int) -> None:

@@ -1,7 +1,8 @@
 """The verdict: what devices have created, what the log says, and what the server has said.
 
 Pure. Whatever was created must be in exactly one class: folded, refused, superseded, still open on
-its device, or gone with a card that was taken away. Whatever else it is, it is lost.
+its device, gone with a card that was taken away, or lost by the broker that had acknowledged it
+when its sender sends only once. Whatever else it is, it is lost.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,9 +45,11 @@ class Verdict:
         superseded: of these, replaced before they were ever sent.
         open: of these, still on their device.
         removed: of these, gone with a card that was taken away.
+        unsent: of these, sent only once by who never sends again, and lost on the way.
         lost: of these, all others.
         folded_twice: folded more than once, under their own number or their successor's.
         strangers: updates in the log that no ledger knows.
+        strangers_folded: of these, in the model.
         changed_bytes: updates that came again with other bytes.
         wrong_bytes: updates of which a message came that differs from what was created.
         settled_wrong: of these, settled by such a message: what was created is not in the model.
@@ -62,9 +65,11 @@ class Verdict:
     superseded: int
     open: int
     removed: int
+    unsent: int = 0
     lost: list[Identity] = field(default_factory=list)
     folded_twice: list[Identity] = field(default_factory=list)
     strangers: list[Identity] = field(default_factory=list)
+    strangers_folded: list[Identity] = field(default_factory=list)
     changed_bytes: list[Identity] = field(default_factory=list)
     wrong_bytes: list[Identity] = field(default_factory=list)
     settled_wrong: list[Identity] = field(default_factory=list)
@@ -76,8 +81,10 @@ class Verdict:
     @property
     def kept(self) -> bool:
         """Nothing lost, nothing twice, nothing taken for what it was not, and the same model."""
-        broken = (self.lost, self.folded_twice, self.settled_wrong, self.mismatches)
-        return not any(broken) and _same(self.digest, self.sequential_digest)
+        wrong = (self.strangers_folded, self.settled_wrong, self.mismatches)
+        return not any((self.lost, self.folded_twice, *wrong)) and _same(
+            self.digest, self.sequential_digest
+        )
 
     def sentences(self) -> list[str]:
         """The same for people."""
@@ -96,8 +103,12 @@ class Verdict:
                 f"The service's model is {self.digest[:16] or 'unknown'}, folded again one by one "
                 f"it is {self.sequential_digest[:16] or 'unknown'}."
             )
+        if self.unsent:
+            lines.append(f"Sent once, and lost on the way: {self.unsent}.")
         if self.strangers:
             lines.append(f"In the log, but in no ledger: {_some(self.strangers)}.")
+        if self.strangers_folded:
+            lines.append(f"Of these folded all the same: {_some(self.strangers_folded)}.")
         if self.changed_bytes:
             lines.append(f"Came again with other bytes: {_some(self.changed_bytes)}.")
         if self.wrong_bytes:
@@ -116,6 +127,8 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
     removed_ids: Collection[Identity],
     published: Mapping[int, str],
     service: Service,
+    *,
+    sent_once: Collection[Identity] = (),
 ) -> Verdict:
     """Hold everything against everything.
 
@@ -126,13 +139,19 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
         removed_ids: what left with a card that was taken away.
         published: version -> digest, as the service recorded them: hex, at least 16 digits.
         service: its counters.
+        sent_once: what nobody sends again, though a broker may lose what it has acknowledged.
     """
     mismatches: list[str] = []
     created = _created(ledgers, mismatches)
     superseded = {who for line in created.values() if (who := line.replaced) in created}
-    open_ids, removed_ids = set(open_ids), set(removed_ids)
+    excuses = {
+        "superseded": superseded,
+        "open": set(open_ids),
+        "removed": set(removed_ids),
+        "unsent": set(sent_once),
+    }
     classes: dict[str, list[Identity]] = {
-        name: [] for name in ("folded", "rejected", "superseded", "open", "removed", "lost")
+        name: [] for name in ("folded", "rejected", *excuses, "lost")
     }
     for who in created:
         outcome = account.outcomes.get(who)
@@ -140,14 +159,8 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
             name = "folded"
         elif outcome is not None and outcome != BELOW:
             name = "rejected"
-        elif who in superseded:
-            name = "superseded"
-        elif who in open_ids:
-            name = "open"
-        elif who in removed_ids:
-            name = "removed"
         else:
-            name = "lost"
+            name = next((name for name, known in excuses.items() if who in known), "lost")
         classes[name].append(who)
     twice = list(account.folded_twice) + list(_folded_as_two(created, account))
     mismatches += [
@@ -158,6 +171,7 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
     newest = max(published, default=-1)
     mismatches += _versions(account, published)
     wrong = {who for who in created if account.heard.get(who, set()) - {created[who].hash}}
+    strangers = sorted(account.outcomes.keys() - created.keys())
     settled = (who for who in sorted(wrong) if who in account.decided)
     return Verdict(
         created=len(created),
@@ -166,9 +180,11 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
         superseded=len(classes["superseded"]),
         open=len(classes["open"]),
         removed=len(classes["removed"]),
+        unsent=len(classes["unsent"]),
         lost=classes["lost"],
         folded_twice=twice,
-        strangers=sorted(account.outcomes.keys() - created.keys()),
+        strangers=strangers,
+        strangers_folded=[who for who in strangers if account.outcomes[who] == "folded"],
         changed_bytes=sorted(account.changed_bytes),
         wrong_bytes=sorted(wrong),
         settled_wrong=[who for who in settled if account.decided[who] != created[who].hash],

@@ -3,7 +3,8 @@
     python -m fedmq.simulator.soak.device FILE.json
 
 The ledger is written beside the agent, not by it: a line for every update that was created, with
-the SHA-256 of its bytes. What a power cut kept from the ledger is added at the next start, marked.
+the SHA-256 of its bytes, and how many the disk had seen replaced by then. What a power cut kept
+from the ledger is added at the next start.
 """
 
 import asyncio
@@ -77,35 +78,48 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        lines = path.read_text().splitlines()
-        self._known = {(line["boot"], line["seq"]) for line in map(json.loads, lines)}
+        lines = map(json.loads, path.read_text().splitlines())
+        self._known = {(line["boot"], line["seq"]): line.get("superseded") for line in lines}
+        self._superseded = 0
 
     def created(self, boot: Boot, seq: Seq, replaced: Seq | None, message: bytes) -> None:
         """Write one update down."""
+        self._superseded += replaced is not None
         self._write(boot, seq, replaced, sha256(message).hexdigest())
 
     def catch_up(self, spool: Spool) -> None:
         """Add the update that was made in the moment of a power cut, if the ledger missed it."""
+        self._superseded = spool.superseded
         last = spool.previous
         if last is None or last in self._known:
             return
         boot, seq = last
         open_now = {(update.boot, update.seq): update.message for update in spool.open_updates()}
         message = open_now.get(last)
-        # it may have taken the place of the one before: if that one is nowhere else
-        replaced = Seq(seq - 1) if seq > 1 else None
+        before = (boot, Seq(seq - 1))
+        # the line before is of the same life, and so of the same disk, whatever card came since
+        counted = self._known.get(before)
+        took_its_place = counted is not None and self._superseded == counted + 1
+        replaced = before[1] if took_its_place and before not in open_now else None
         self._write(boot, seq, replaced, sha256(message).hexdigest() if message else "")
 
     def _write(self, boot: Boot, seq: Seq, replaced: Seq | None, digest: str) -> None:
-        line = json.dumps({"boot": boot, "seq": seq, "sha256": digest, "replaced": replaced})
-        os.write(self._file, f"{line}\n".encode())
-        self._known.add((boot, seq))
+        line = {"boot": boot, "seq": seq, "sha256": digest, "replaced": replaced}
+        line["superseded"] = self._superseded
+        text = f"{json.dumps(line)}\n".encode()
+        while True:  # a full disk is struck on purpose: the device waits for its witness
+            try:
+                os.write(self._file, text)
+                break
+            except OSError:
+                time.sleep(LOOK_S)
+        self._known[boot, seq] = self._superseded
 
 
 async def live(told: DeviceFile) -> None:
     """Take part until SIGTERM."""
     settings = told.settings
-    spool = Spool(Path(settings.state_dir) / settings.spool_name)
+    spool = Spool(Path(settings.state_dir) / settings.spool_name, disk_mb=settings.disk_mb)
     ledger = Ledger(Path(told.ledger))
     ledger.catch_up(spool)
     agent = Agent(settings, Drifting(told.pace_s), spool, on_created=ledger.created)

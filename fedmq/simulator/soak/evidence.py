@@ -6,7 +6,7 @@ always the same, bit for bit: `fedmq soak --check FOLDER`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,8 +48,20 @@ async def gather(fleet: Fleet) -> None:
         "trimmed_below": rest[0][0] if trimmed and rest else "",
         "open": sorted(opened),
         "adopted": {device.name: _adopted(device.spool) for device in fleet.devices},
+        "tracebacks": lines_with(fleet, "Traceback (most recent call last)"),
+        "tasks_failed": lines_with(fleet, "task_failed"),
     }
     (fleet.folder / _FILE).write_text(json.dumps(evidence))
+
+
+def lines_with(fleet: Fleet, words: str) -> dict[str, int]:
+    """How many lines of each log of fedmq's own processes say this, where any does."""
+    own = [*fleet.bridges, *fleet.aggregators, *(device.machine for device in fleet.devices)]
+    found: dict[str, int] = {}
+    for machine in own:
+        with (machine.folder / f"{machine.name}.log").open(errors="replace") as log:
+            found[machine.name] = sum(words in line for line in log)
+    return {name: count for name, count in found.items() if count}
 
 
 def _adopted(spool: Path) -> int | None:
@@ -84,7 +96,10 @@ def check(folder: Path) -> tuple[Verdict, Account, Mapping[str, Any]]:
     published = {int(version): digest for version, digest in evidence["published"].items()}
     opened = {(str(d), int(b), int(s)) for d, b, s in evidence["open"]}
     removed = read_removed(folder / "removed.jsonl")
-    verdict = judge(ledgers(folder), account, opened, removed, published, service)
+    verdict = judge(
+        *(ledgers(folder), account, opened, removed, published, service),
+        sent_once=sent_once(folder),
+    )
     return verdict, account, evidence
 
 
@@ -98,10 +113,22 @@ def _just_below(entry_id: str) -> str:
 
 def ledgers(folder: Path) -> dict[str, Sequence[Created]]:
     """What every device has created, by its witness."""
-    found: dict[str, Sequence[Created]] = {}
+    return {
+        device: [(line["boot"], line["seq"], line["sha256"], line["replaced"]) for line in lines]
+        for device, lines in _lines(folder)
+    }
+
+
+def sent_once(folder: Path) -> set[Identity]:
+    """What nobody has sent again: a broker that was wiped may have lost it."""
+    return {
+        (device, line["boot"], line["seq"])
+        for device, lines in _lines(folder)
+        for line in lines
+        if line.get("sent_once")
+    }
+
+
+def _lines(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for file in sorted((folder / "devices").glob("*/ledger.jsonl")):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        found[file.parent.name] = [
-            (line["boot"], line["seq"], line["sha256"], line["replaced"]) for line in lines
-        ]
-    return found
+        yield file.parent.name, [json.loads(line) for line in file.read_text().splitlines()]

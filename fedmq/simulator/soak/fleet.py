@@ -10,11 +10,11 @@ new primary. Devices find the broker through their own proxy, which is also thei
 """
 
 import asyncio
-import json
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from sys import executable
 
@@ -29,8 +29,10 @@ from fedmq.simulator.proxy import Proxy, open_proxy
 from fedmq.simulator.soak.device import DeviceFile
 from fedmq.simulator.soak.machine import Machine
 from fedmq.simulator.soak.plan import LEASE_S, TASK, Plan, device_name
+from fedmq.simulator.soak.processes import Processes
 from fedmq.simulator.soak.programs import broker_command, faketime, fedmq, redis_command
 from fedmq.simulator.tun import network
+from lifetimes.together import finished
 from redis_session.connection import connect
 from schemas.errors import FedmqError
 
@@ -39,6 +41,9 @@ HALVES = ("0-7", "8-f")
 
 READY_S = 30.0
 """How long Redis may take to load its file."""
+
+STOPPED_S = 60.0
+"""How long it may take at most to stop everything."""
 
 
 @dataclass
@@ -82,11 +87,17 @@ class DeviceHere:
 
 
 class Fleet:
-    """All of it, while its context is open."""
+    """All of it, while its context is open.
+
+    Attributes:
+        on_primary: is told which node is the primary, before anybody is led there.
+    """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder
+        self.on_primary: Callable[[int], None] = lambda _: None
+        self.processes = Processes(processes_file(folder))
         self.nodes: list[Node] = []
         self.primary = 0
         self.broker = Machine("broker", lambda: (), folder)
@@ -133,8 +144,20 @@ class Fleet:
             log = node.machine.folder / f"{node.machine.name}.log"
             raise FedmqError(f"{node.machine.name} does not answer; {log} tells why") from exc
 
-    def retarget(self) -> None:
-        """Lead everybody to the primary."""
+    def machine(
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        environ: Mapping[str, str] | None = None,
+    ) -> Machine:
+        """A process of this fleet, with its log beside the others."""
+        logs = self.folder / "logs"
+        return Machine(name, command, logs, environ or {}, started=self.processes.note)
+
+    def take_over(self) -> None:
+        """The replica is the primary from now on: lead everybody there."""
+        self.primary = 1 - self.primary
+        self.on_primary(self.primary)
         for link in self.redis_links:
             link.retarget(self.redis.port)
 
@@ -152,7 +175,8 @@ async def fleet(plan: Plan, folder: Path, *, primary: int = 0) -> AsyncIterator[
     here = Fleet(plan, folder)
     here.primary = primary
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_stop, here)
+        # who is told to stop, and told again, stops them all the same
+        stack.push_async_callback(lambda: finished(_stop(here), within_s=STOPPED_S))
         _lay_out(here)
         for node in here.nodes:
             node.machine.start()
@@ -176,8 +200,7 @@ async def _stop(here: Fleet) -> None:
 def _lay_out(here: Fleet) -> None:
     """The servers' folders, ports and commands."""
     plan, folder = here.plan, here.folder
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
     for index, name in enumerate(("redis-a", "redis-b")):
         data, clock = folder / name, folder / f"{name}.clock"
         data.mkdir(exist_ok=True)
@@ -187,20 +210,18 @@ def _lay_out(here: Fleet) -> None:
         def command(data: Path = data, port: int = port, index: int = index) -> Sequence[str]:
             return redis_command(plan.redis, data, port, here.primary_of(index))
 
-        machine = Machine(name, command, logs, faketime(plan.redis, clock))
+        machine = here.machine(name, command, faketime(plan.redis, clock))
         here.nodes.append(Node(machine, data, port, clock))
     (folder / "broker").mkdir(exist_ok=True)
     here.broker_port = free_port()
-    here.broker = Machine(
-        "broker",
-        lambda: broker_command(plan.broker, folder / "broker", here.broker_port),
-        logs,
+    here.broker = here.machine(
+        "broker", lambda: broker_command(plan.broker, folder / "broker", here.broker_port)
     )
 
 
 async def _connect(here: Fleet, stack: AsyncExitStack) -> None:
     """The proxies, and the processes that find each other through them."""
-    logs, config = here.folder / "logs", here.folder / "config"
+    config = here.folder / "config"
     config.mkdir(exist_ok=True)
 
     async def door(port: int, name: str) -> Proxy:
@@ -214,14 +235,14 @@ async def _connect(here: Fleet, stack: AsyncExitStack) -> None:
         file = config / f"bridge-{number}.toml"
         file.write_text(_bridge(number, half, mqtt.port, redis.port))
         command = fedmq("bridge", "--config", str(file))
-        here.bridges.append(Machine(f"bridge-{number}", lambda c=command: c, logs))  # type: ignore[misc]
+        here.bridges.append(here.machine(f"bridge-{number}", partial(list, command)))
     for number in range(2):
         redis = await door(here.redis.port, "redis")
         here.redis_links.append(redis)
         file = config / f"aggregator-{number}.toml"
         file.write_text(_aggregator(here.folder / "archive", redis.port))
         command = fedmq("aggregator", "--config", str(file))
-        here.aggregators.append(Machine(f"aggregator-{number}", lambda c=command: c, logs))  # type: ignore[misc]
+        here.aggregators.append(here.machine(f"aggregator-{number}", partial(list, command)))
     for number in range(here.plan.devices):
         here.devices.append(await _device(here, stack, number))
 
@@ -292,13 +313,10 @@ async def _device(here: Fleet, stack: AsyncExitStack, number: int) -> DeviceHere
     file = folder / "device.json"
     file.write_bytes(msgspec.json.format(msgspec.json.encode(told)))
     command = [*inside, executable, "-m", "fedmq.simulator.soak.device", str(file)]
-    machine = Machine(name, lambda: command, here.folder / "logs")
+    machine = here.machine(name, lambda: command)
     return DeviceHere(name, machine, link, folder)
 
 
-def kept_note(folder: Path) -> dict[str, int]:
-    """What a resumed soak must know of the one before: which Redis was the primary."""
-    with suppress(OSError, ValueError):
-        found = json.loads((folder / "fleet.json").read_text())
-        return {"primary": int(found["primary"])}
-    return {"primary": 0}
+def processes_file(folder: Path) -> Path:
+    """Where a soak keeps the numbers of its processes."""
+    return folder / "processes.json"

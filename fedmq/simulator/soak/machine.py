@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ class Machine:
         command: made anew at every start.
         folder: where the log file is.
         environ: beside this process' own environment, without its FEDMQ_*.
+        started: is told its name and number whenever it has started.
         deaths: how often it has ended without being told to.
     """
 
@@ -31,6 +33,7 @@ class Machine:
     command: Callable[[], Sequence[str]]
     folder: Path
     environ: Mapping[str, str] = field(default_factory=dict)
+    started: Callable[[str, int], None] = lambda _name, _pid: None
     deaths: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _wanted: bool = False
@@ -39,10 +42,11 @@ class Machine:
         """Start it, if it does not run."""
         if self.runs:
             return
+        self._count_death()
         environ = {k: v for k, v in os.environ.items() if not k.startswith("FEDMQ_")}
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                [*_dies_with_us(), *self.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -50,6 +54,7 @@ class Machine:
                 start_new_session=True,  # Ctrl-C is for the soak, which stops everything in order
             )
         self._wanted = True
+        self.started(self.name, self.pid)
 
     @property
     def runs(self) -> bool:
@@ -72,12 +77,14 @@ class Machine:
 
     async def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""
+        self._count_death()
         self._wanted = False
         self.signal(signal.SIGKILL)
         await self._gone(STOP_S)
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL when that is not obeyed."""
+        self._count_death()
         self._wanted = False
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
@@ -95,18 +102,30 @@ class Machine:
         """Start it again if it has ended by itself; tell whether it had."""
         if not self._wanted or self.runs:
             return False
-        self.deaths += 1
         self.start()
         return True
 
+    def pardon(self) -> None:
+        """Do not count it as a death if it has ended."""
+        self._wanted = self.runs
+
+    def _count_death(self) -> None:
+        """Whoever is to run and does not has ended by himself."""
+        self.deaths += self._wanted and not self.runs
+
     def limit_files(self, size: int | None) -> bool:
         """Let its files grow no further than this, in bytes; None lifts that. Linux alone can."""
-        if sys.platform != "linux" or not self.runs:
-            return False
-        import resource  # noqa: PLC0415 - there is none on Windows
+        if sys.platform == "linux" and self.runs:
+            import resource  # noqa: PLC0415 - there is none on Windows
 
-        soft = resource.RLIM_INFINITY if size is None else size
-        with suppress(ProcessLookupError, PermissionError):
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
-            return True
+            soft = resource.RLIM_INFINITY if size is None else size
+            with suppress(ProcessLookupError, PermissionError):
+                resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+                return True
         return False
+
+
+def _dies_with_us() -> Sequence[str]:
+    """What makes a process end when this one is killed: setpriv becomes it. Linux alone can."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [] if setpriv is None else [setpriv, "--pdeathsig", "KILL"]

@@ -33,7 +33,7 @@ PROFILES: Final = ("wifi-bad", "lte-m", "nb-iot")
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Kept in report.json, so that a soak is resumed as it was begun.
+    """Kept in progress.json, so that a soak is resumed as it was begun.
 
     Attributes:
         seed: of faults, links and training; what happens in between is the machine's.

@@ -1,15 +1,19 @@
 """What a rogue device sends: updates that must be refused, and more messages than a queue holds.
 
-What can be read of it stands in the rogue's ledger, like any other device's updates.
+What can be read of it stands in the rogue's ledger, like any other device's updates, as soon as
+the broker has it. The rogue sends nothing again: what a broker acknowledged and then lost with its
+files never comes, so its lines say `sent_once`.
 """
 
 import asyncio
 import json
 import random
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 import aiomqtt
@@ -46,10 +50,14 @@ async def send_poison(fleet: Fleet, rng: random.Random) -> str:
         replace(good, seq=Seq(5), base_digest=good.base_digest ^ 1),
         replace(good, seq=Seq(6), codec=99),
     ]
-    _write_down(fleet, readable)
     messages = [sealed(encode_update(update), device) for update in readable]
     messages += [rng.randbytes(rng.randrange(1, 200)) for _ in range(3)]
-    return await _publish(fleet, _TOPICS.up(device), messages)
+
+    def acknowledged(number: int) -> None:
+        if number < len(readable):
+            _write_down(fleet.folder, readable[number])
+
+    return await _publish(fleet, _TOPICS.up(device), messages, acknowledged)
 
 
 async def flood(fleet: Fleet, bridge: int, rng: random.Random) -> str:
@@ -82,25 +90,30 @@ async def _good_update(fleet: Fleet, rng: random.Random) -> ModelUpdate | None:
     return None
 
 
-def _write_down(fleet: Fleet, updates: list[ModelUpdate]) -> None:
-    folder = fleet.folder / "devices" / ROGUE
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "ledger.jsonl").open("a") as file:
-        for update in updates:
-            digest = sha256(encode_update(update)).hexdigest()
-            line = {"boot": update.boot, "seq": update.seq, "sha256": digest, "replaced": None}
-            file.write(json.dumps(line) + "\n")
+def _write_down(folder: Path, update: ModelUpdate) -> None:
+    file = folder / "devices" / ROGUE / "ledger.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    digest = sha256(encode_update(update)).hexdigest()
+    line = {"boot": update.boot, "seq": update.seq, "sha256": digest, "replaced": None}
+    with file.open("a") as ledger:
+        ledger.write(json.dumps(line | {"sent_once": True}) + "\n")
 
 
-async def _publish(fleet: Fleet, topic: str, messages: list[bytes]) -> str:
+async def _publish(
+    fleet: Fleet,
+    topic: str,
+    messages: list[bytes],
+    acknowledged: Callable[[int], None] = lambda _: None,
+) -> str:
     """Until every one of them has reached the broker, which may be away; then it is told."""
     try:
         async with (
             asyncio.timeout(PATIENCE_S),
             aiomqtt.Client("127.0.0.1", fleet.broker_port, timeout=2) as client,
         ):
-            for message in messages:
-                await client.publish(topic, message, qos=1)
+            for number, message in enumerate(messages):
+                await client.publish(topic, message, qos=1)  # until its PUBACK
+                acknowledged(number)
     except (aiomqtt.MqttError, TimeoutError):
         return "the broker does not answer just now"
     return ""

@@ -90,14 +90,14 @@ def faketime(kind: str, clock: Path) -> Mapping[str, str]:
     only the wheel's Valkey can.
     """
     found = [path for pattern in _FAKETIME for path in Path("/").glob(pattern[1:])]
-    if kind != "valkey" or sys.platform != "linux" or not found:
-        return {}
-    return {
-        "LD_PRELOAD": str(found[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    if sys.platform == "linux" and kind == "valkey" and found:
+        return {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+    return {}
 
 
 def broker_command(kind: str, folder: Path, port: int) -> Sequence[str]:

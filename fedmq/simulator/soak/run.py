@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import platform
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ from fedmq.simulator.soak.cards import adopted_on, open_on
 from fedmq.simulator.soak.evidence import check, gather
 from fedmq.simulator.soak.fleet import Fleet, fleet
 from fedmq.simulator.soak.plan import EPOCH, TASK, soak_spec
+from fedmq.simulator.soak.processes import SOAK
 from fedmq.simulator.soak.report import Progress
 from fedmq.simulator.soak.schedule import Fault, schedule
 from fedmq.simulator.soak.strike import heal, strike
@@ -74,7 +77,15 @@ async def run(
     """
     sight = Sight(progress)
     (folder / "drain").unlink(missing_ok=True)
+    _keep(folder, progress)
+
+    def note_primary(primary: int) -> None:
+        progress.primary = primary
+        _keep(folder, progress)
+
     async with fleet(progress.plan, folder, primary=progress.primary) as here:
+        here.on_primary = note_primary
+        here.processes.note(SOAK, os.getpid())
         await _begin(here)
         looking = asyncio.create_task(_look(here, sight, watch))
         try:
@@ -133,7 +144,6 @@ async def _strike_on(here: Fleet, sight: Sight) -> None:
             progress.struck[name] = progress.struck.get(name, 0) + 1
         progress.elapsed_s = before + monotonic() - began
         progress.next_fault = fault.number + 1
-        progress.primary = here.primary
         _note(here.folder, progress, fault, why)
         sight.recent = [*sight.recent[-5:], f"{sight.fault}{f' ({why})' if why else ''}"]
         sight.fault = ""
@@ -161,21 +171,26 @@ def _keep(folder: Path, progress: Progress) -> None:
 
 async def _look(here: Fleet, sight: Sight, watch: Watch) -> None:
     """Show what happens, and start again who ended by himself."""
-    deaths: Counter[str] = Counter(sight.progress.deaths)
+    before = Counter(sight.progress.deaths)
     while True:
         if not sight.fault:  # while a fault is struck, who is dead may be meant to be
-            deaths.update(machine.name for machine in here.machines if machine.revive())
-            sight.progress.deaths = dict(deaths)
+            for machine in here.machines:
+                machine.revive()
+            now = Counter({machine.name: machine.deaths for machine in here.machines})
+            sight.progress.deaths = dict(before + now)
+            with suppress(sqlite3.OperationalError):
+                sight.open = await asyncio.to_thread(_open, here)
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(2), connect(here.redis.url) as redis:
                 sight.status = await task_status(redis, TASK) or sight.status
-        sight.open = await asyncio.to_thread(_open, here)
         watch(sight)
         await asyncio.sleep(LOOK_S)
 
 
 def _open(here: Fleet) -> int:
-    return sum(len(open_on(device.spool, device.name)) for device in here.devices)
+    """What is open on living devices; the card of a dead one is not touched."""
+    alive = [device for device in here.devices if device.machine.runs]
+    return sum(len(open_on(device.spool, device.name)) for device in alive)
 
 
 async def _until(holds: Callable[[], bool], patience_s: float, what: str) -> None:
@@ -188,7 +203,7 @@ async def _until(holds: Callable[[], bool], patience_s: float, what: str) -> Non
 
 
 async def _rest(here: Fleet) -> None:
-    """Until nothing is open, all is folded and archived, and every device has the newest model."""
+    """Until nothing is open, all is folded and published, and every device has the newest model."""
     quiet = 0
     while quiet < 3:
         quiet = quiet + 1 if await _is_at_rest(here) else 0
@@ -196,9 +211,11 @@ async def _rest(here: Fleet) -> None:
 
 
 async def _is_at_rest(here: Fleet) -> bool:
-    if await asyncio.to_thread(_open, here):
+    if not all(device.machine.runs for device in here.devices):
         return False
-    with suppress(RedisError, OSError):
+    with suppress(RedisError, OSError, sqlite3.OperationalError):
+        if await asyncio.to_thread(_open, here):
+            return False
         async with connect(here.redis.url) as redis:
             status: Any = await task_status(redis, TASK)
         done = not status["updates_stored"] and not status["buffered"]

@@ -13,6 +13,11 @@ from typing import Final, Literal, TypeAlias
 
 Place: TypeAlias = Literal["device", "bridge", "aggregator", "broker", "redis", "replica", "fleet"]
 
+NEEDS_LINUX: Final = "RLIMIT_FSIZE of another process is for Linux"
+NEEDS_FAKETIME: Final = "needs libfaketime, and the Valkey of the wheel"
+NOT_HERE: Final = frozenset({NEEDS_LINUX, NEEDS_FAKETIME})
+"""Why a fault can never be struck on a machine; other reasons pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -16,7 +16,7 @@ from fedmq.simulator.soak.cards import copy_card, put_card, tear
 from fedmq.simulator.soak.fleet import DeviceHere, Fleet, Node
 from fedmq.simulator.soak.machine import Machine
 from fedmq.simulator.soak.poison import flood, send_poison
-from fedmq.simulator.soak.schedule import Fault
+from fedmq.simulator.soak.schedule import NEEDS_FAKETIME, NEEDS_LINUX, Fault
 from redis_session.connection import connect
 from schemas.errors import FedmqError
 
@@ -104,8 +104,7 @@ async def _failover(fleet: Fleet, fault: Fault, _rng: random.Random) -> str:
     await asyncio.sleep(fault.lasts_s)
     async with connect(new.url) as redis:
         await redis.replicaof("NO", "ONE")
-    fleet.primary = 1 - fleet.primary
-    fleet.retarget()
+    fleet.take_over()
     old.machine.start()
     await fleet.ready(old)
     return ""
@@ -216,10 +215,12 @@ async def _disk_full(fleet: Fleet, fault: Fault, _rng: random.Random) -> str:
     machine = _machine(fleet, fault)
     size = 1 if fault.place == "device" else _largest(fleet.redis)
     if not machine.limit_files(size):
-        return "RLIMIT_FSIZE of another process is for Linux"
+        return NEEDS_LINUX
     await asyncio.sleep(fault.lasts_s)
     machine.limit_files(None)
     if not machine.runs:
+        if fault.place == "redis":
+            machine.pardon()
         await _up_again(fleet, machine)
     return ""
 
@@ -231,7 +232,7 @@ def _largest(node: Node) -> int:
 async def _clock(fleet: Fleet, fault: Fault, rng: random.Random) -> str:
     node = fleet.redis
     if not node.machine.environ:
-        return "needs libfaketime, and the Valkey of the wheel"
+        return NEEDS_FAKETIME
     seconds = rng.choice((-3600, -60, -5, 5, 60, 3600))
     node.clock.write_text(f"{seconds:+d}\n")
     try:

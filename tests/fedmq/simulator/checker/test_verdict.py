@@ -50,8 +50,9 @@ def judged(recorder, raw=None, *, open_ids=(), removed_ids=(), **changed):
     account = fold(EPOCH, recorder.origin, recorder.raw if raw is None else raw)
     published = changed.pop("published", recorder.published)
     ledgers = changed.pop("ledgers", recorder.ledgers)
+    sent_once = changed.pop("sent_once", ())
     service = {**recorder.service, **changed}
-    return judge(ledgers, account, open_ids, removed_ids, published, service)
+    return judge(ledgers, account, open_ids, removed_ids, published, service, sent_once=sent_once)
 
 
 # -- an honest server --------------------------------------------------------------------------
@@ -241,12 +242,33 @@ def test_an_update_that_was_replaced_and_refused_has_broken_a_rule():
     ]
 
 
-def test_a_stranger_is_told_and_breaks_no_promise():
+def test_a_stranger_who_was_folded_is_in_a_model_where_he_does_not_belong():
     recorder = busy_fleet()
     recorder.ledgers.pop(DEVICE)
     verdict = judged(recorder)
     assert len(verdict.strangers) > 10
+    assert verdict.strangers_folded == verdict.strangers
+    assert not verdict.kept
+    assert any("Of these folded all the same" in line for line in verdict.sentences())
+
+
+def test_a_stranger_who_was_refused_is_told_and_breaks_no_promise():
+    recorder = busy_fleet()
+    recorder.send(Recorder().create(recorder.world.update(epoch=9, seq=99), DEVICE), DEVICE)
+    verdict = judged(recorder)
+    assert (verdict.strangers, verdict.strangers_folded) == ([(DEVICE, 7, 99)], [])
     assert verdict.kept
+
+
+def test_what_is_sent_once_and_never_comes_is_not_lost():
+    recorder = busy_fleet()
+    recorder.create(recorder.world.update(device=DEVICE), DEVICE)
+    who = (DEVICE, *recorder.ledgers[DEVICE][-1][:2])
+    came = (DEVICE, *recorder.ledgers[DEVICE][0][:2])
+    verdict = judged(recorder, sent_once={who, came})
+    assert (verdict.unsent, verdict.lost, verdict.folded) == (1, [], 40)
+    assert verdict.kept
+    assert "Sent once, and lost on the way: 1." in verdict.sentences()
 
 
 def test_an_update_that_was_altered_before_it_was_folded_is_not_kept():
