@@ -36,10 +36,12 @@ from schemas.errors import ConfigError, FedmqError
 
 def soak(
     seconds: Annotated[float, typer.Option(min=1, help="How long faults are struck.")] = 60.0,
-    hours: Annotated[float | None, typer.Option(help="The same in hours.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0.001, help="The same in hours.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of faults, links and training.")] = 0,
     devices: Annotated[int, typer.Option(min=1, max=64, help="How many devices.")] = 6,
-    per_minute: Annotated[float, typer.Option(help="Faults a minute, about.")] = 24.0,
+    per_minute: Annotated[
+        float, typer.Option(min=0.1, max=120, help="Faults a minute, about.")
+    ] = 24.0,
     profile: Annotated[
         str | None, typer.Option(help="One link for all: nb-iot, lte-m, ... [default: a mix]")
     ] = None,
@@ -64,7 +66,8 @@ def soak(
         Path | None, typer.Option(help="Only judge a finished soak's folder once more.")
     ] = None,
     show: Annotated[
-        int | None, typer.Option("--schedule", help="Only print the first N faults of the seed.")
+        int | None,
+        typer.Option("--schedule", min=1, help="Only print the first N faults of the seed."),
     ] = None,
 ) -> None:
     """Break a real fleet in every way there is, for a long time, and count with a witness.
@@ -123,7 +126,7 @@ def _begun(
 ) -> tuple[Path, Progress]:
     """The folder of a new soak, or of one that goes on. Raises ConfigError."""
     if resume is not None:
-        progress = _progress_in(resume)
+        progress = _progress_in(resume, "resume")
         longer = max(plan.seconds, progress.elapsed_s)
         progress.plan = msgspec.structs.replace(progress.plan, seconds=longer)
         progress.done = False
@@ -146,11 +149,11 @@ def _begun(
     return folder, Progress(plan)
 
 
-def _progress_in(folder: Path) -> Progress:
+def _progress_in(folder: Path, field: str) -> Progress:
     try:
         return msgspec.json.decode((folder / "progress.json").read_bytes(), type=Progress)
     except (OSError, msgspec.DecodeError) as exc:
-        raise ConfigError("resume", f"{folder} holds no soak ({exc})") from exc
+        raise ConfigError(field, f"{folder} holds no soak ({exc})") from exc
 
 
 async def _watched(
@@ -168,7 +171,7 @@ async def _watched(
 
 
 def _judged(folder: Path) -> tuple[Progress, Verdict, Account, Mapping[str, Any]]:
-    progress = _progress_in(folder)
+    progress = _progress_in(folder, "check")
     with Console(stderr=True).status("folding the recorded log once more"):
         try:
             return progress, *check_folder(folder)

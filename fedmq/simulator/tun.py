@@ -18,6 +18,7 @@ import ctypes
 import fcntl
 import heapq
 import os
+import platform
 import random
 import shutil
 import socket
@@ -107,7 +108,7 @@ def network(model: LinkModel, seed: int, *, port: int) -> Iterator[Network]:
 
 def refuse_unless_possible(model: LinkModel) -> None:
     """Raise ConfigError where it cannot work, saying what is missing."""
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         raise ConfigError("real_tcp", "needs Linux; leave it out and the proxy does the weather")
     if os.geteuid() != 0:
         raise ConfigError("real_tcp", "needs root; leave it out and the proxy does the weather")

@@ -208,7 +208,7 @@ async def test_the_newest_versions_stand_on_the_broker_as_json(house) -> None:
 
 
 async def test_the_server_measures_versions_and_its_gate_holds_a_worse_one_back(house) -> None:
-    await house.create("measured", 'gate.by="server"', "gate.metric=height", "publish.keep=64")
+    await house.create("measured", 'gate.by="server"', "gate.metric=height", "publish.keep=256")
     async with fleet(house, "measured", 2) as agents:
 
         async def held() -> list[int]:
@@ -263,7 +263,7 @@ def _events(data: bytes, kind: Any) -> Iterator[Any]:
 
 
 async def test_a_rollback_reaches_every_device(house) -> None:
-    await house.create("rolled", "publish.keep=16")
+    await house.create("rolled", "publish.keep=256")
     async with fleet(house, "rolled", 2) as agents:
         await until(lambda: _reaches(house, "rolled", 3), "it trains")
         await house.run("task", "pause", "rolled")
@@ -284,7 +284,7 @@ async def test_a_rollback_reaches_every_device(house) -> None:
 
 
 async def test_a_group_is_held_at_a_version_and_let_go(house) -> None:
-    await house.create("held", "publish.keep=64")
+    await house.create("held", "publish.keep=256")
     async with fleet(house, "held", 3) as agents:
         await until(lambda: _reaches(house, "held", 2), "it trains")
         await house.run("device", "tag", "held", "held-0", "lab")
@@ -308,7 +308,7 @@ async def test_a_version_that_is_swept_cannot_be_pinned(house) -> None:
 
 
 async def test_canaries_get_a_version_first_and_people_promote_it(house) -> None:
-    await house.create("canary", "gate.patience_s=1000", "publish.keep=64")
+    await house.create("canary", "gate.patience_s=1000", "publish.keep=256")
     async with fleet(house, "canary", 4) as agents:
         await until(lambda: _reaches(house, "canary", 1), "it trains")
         await house.run("model", "canary", "canary", "--share", "0.5")

@@ -158,7 +158,10 @@ def test_a_bad_option_is_one_line_that_names_the_field_and_the_remedy(
 
 @pytest.mark.parametrize(
     "flags",
-    [("--devices", "0"), ("--devices", "65"), ("--seed", "-1"), ("--seconds", "0")],
+    [
+        *(("--devices", "0"), ("--devices", "65"), ("--seed", "-1"), ("--seconds", "0")),
+        *(("--hours", "0"), ("--per-minute", "0"), ("--per-minute", "500"), ("--schedule", "-3")),
+    ],
     ids=" ".join,
 )
 def test_a_number_out_of_its_range_is_refused(flags: tuple[str, str], tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_real_tcp_is_for_root_and_says_what_to_do_without() -> None:
 
 @pytest.mark.parametrize("flag", ["--resume", "--check"])
 def test_a_folder_that_holds_no_soak_is_refused(flag: str, tmp_path: Path) -> None:
-    refused(soak(flag, str(tmp_path)), str(tmp_path), "holds no soak")
+    refused(soak(flag, str(tmp_path)), f"{flag[2:]}: {tmp_path}", "holds no soak")
     refused(soak(flag, str(tmp_path / "none")), "holds no soak")
     (tmp_path / "progress.json").write_text("{}")
     refused(soak(flag, str(tmp_path)), "holds no soak", "plan")
