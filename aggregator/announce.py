@@ -1,7 +1,8 @@
 """What the world is told after a commit: records for the outbox. Pure.
 
-Order matters: the specification, then blobs before the manifests that name them, then the sweep of
-what nobody needs, then receipts and what people watch.
+Order matters: the specification; receipts, which are for one device each, before what the whole
+fleet is told; blobs before the manifests that name them; then the sweep of what nobody needs, and
+what people watch.
 """
 
 from collections.abc import Iterator
@@ -85,6 +86,13 @@ def records(
     """Everything to say for one commit, in order."""
     if changes.spec is not None:
         yield Say("spec", changes.spec, retain=True)
+    for device, answer in changes.answers.items():
+        yield Say(f"receipt/{device}", _receipt(state, device, answer), retain=True)
+    for device in sorted(changes.allowed - changes.answers.keys()):
+        yield Say(f"receipt/{device}", b"", retain=True)
+    for device in sorted(changes.erased):
+        yield Say(f"receipt/{device}", b"", retain=True)
+        yield Say(f"state/{device}", b"", retain=True)
     for manifest in moved.spread:
         yield Spread(manifest.blob, manifest.chunk_bytes)
     if changes.model and (last := state.published) is not None:
@@ -93,13 +101,6 @@ def records(
         yield Say(suffix, payload, retain=True)
     for blob in moved.swept:
         yield Sweep(blob.name, blob.chunks)
-    for device, answer in changes.answers.items():
-        yield Say(f"receipt/{device}", _receipt(state, device, answer), retain=True)
-    for device in sorted(changes.allowed - changes.answers.keys()):
-        yield Say(f"receipt/{device}", b"", retain=True)
-    for device in sorted(changes.erased):
-        yield Say(f"receipt/{device}", b"", retain=True)
-        yield Say(f"state/{device}", b"", retain=True)
     yield Say("metrics", metrics_json(state, pressure), retain=True)
     for event in changes.events:
         yield Say("events", msgspec.json.encode(event), retain=False)
