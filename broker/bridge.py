@@ -11,7 +11,7 @@ work side by side, each on some shards; one of them carries a task's way down.
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from time import monotonic
 from typing import Final
@@ -102,10 +102,10 @@ class Bridge:
     async def _begin(self, session: Session, queue: Queue) -> None:
         """Subscribe, then carry the way down; the uplink beside it notices when the link ends."""
         mine = uplink_filters(self._prefix, self._shards)
-        await session.subscribe(mine[:8], qos=1)
-        if mine[8:]:
-            await session.subscribe(mine[8:], qos=1)
-        await session.unsubscribe(self._others(mine))
+        for filters in _by_eight(mine):
+            await session.subscribe(filters, qos=1)
+        for filters in _by_eight(self._others(mine)):
+            await session.unsubscribe(filters)
         log.info("connected mqtt=%s", address_of(self._settings))
         await session.subscribe([busy_filter(self._prefix)], qos=0)
         await together(self._downlinks(session, queue), self._watch(session, queue))
@@ -219,6 +219,12 @@ class Bridge:
                 await _first_failure(running.values(), timeout_s=1.0)
         finally:
             await finished(_leave(running, queue), within_s=DRAIN_S)
+
+
+def _by_eight(filters: Sequence[str]) -> Iterator[Sequence[str]]:
+    """At most eight in a packet (AWS IoT Core)."""
+    for start in range(0, len(filters), 8):
+        yield filters[start : start + 8]
 
 
 async def serve(settings: BridgeSettings, *, rng: random.Random) -> None:

@@ -1,7 +1,7 @@
 """Redis as the bridge sees it: append to logs, read outboxes. Decides nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -179,8 +179,11 @@ class Queue:
         await self._lease(task).release()
 
     async def ask_again(self, task: TaskName) -> None:
-        """Whoever carries the task's way down is to say once more what must be retained."""
-        with _refusals():
+        """Whoever carries the task's way down is to say once more what must be retained.
+
+        A wish only: a full Redis does not take it, and nobody is told.
+        """
+        with suppress(QueueFullError), _refusals():
             await self._redis.set(TaskKeys(task).again, "1", ex=AGAIN_KEPT_S)
 
     async def is_asked_again(self, task: TaskName) -> bool:

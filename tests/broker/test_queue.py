@@ -99,3 +99,18 @@ async def test_it_learns_when_redis_syncs(tmp_path: Path, extra, told: str) -> N
             queue = Queue(redis, "me")
             await queue.begin()
             assert queue.fsync == told
+
+
+async def test_a_wish_to_hear_everything_again_is_told_once_and_a_full_redis_may_forget_it(
+    tmp_path: Path,
+) -> None:
+    with servers.redis_server(tmp_path) as server:
+        async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
+            queue = Queue(redis, "me:1000")
+            assert not await queue.is_asked_again(TASK)
+            await queue.ask_again(TASK)
+            assert await queue.is_asked_again(TASK)
+            assert not await queue.is_asked_again(TASK)
+            await redis.config_set("maxmemory", "1")
+            await queue.ask_again(TASK)
+            assert not await queue.is_asked_again(TASK)
