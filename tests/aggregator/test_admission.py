@@ -381,3 +381,17 @@ def test_a_task_that_never_asked_for_seals_takes_four_bytes_more_for_a_wrong_len
     world = World()
     world.append(arrived(sealed(encode_update(world.update()), DEVICE)))
     assert world.state.tally.rejected == {"oversized": 1}
+
+
+def test_the_head_of_a_message_that_was_cut_is_not_folded_though_the_task_allows_its_size():
+    world = World(make_spec(limits=LimitOptions(max_update_bytes=1 << 27)))
+    head = encode_update(world.update())
+    world.append(arrived(head, size=20_000_000))
+    assert (world.state.tally.folded, world.state.tally.rejected) == (0, {"oversized": 1})
+
+
+def test_what_the_head_of_a_cut_message_says_is_not_believed_where_seals_are_asked_for():
+    world = World(make_spec(checksum=True))
+    world.append(arrived(encode_update(world.update()), size=20_000_000))
+    assert world.state.tally.rejected == {"oversized": 1}
+    assert not world.state.windows

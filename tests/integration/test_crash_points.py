@@ -270,3 +270,35 @@ async def test_a_restarted_redis_refuses_the_memory_of_the_one_before(
 
 def test_unit_vectors_are_what_the_story_needs() -> None:
     assert struct.unpack("<8f", unit(3).tobytes()) == (0, 0, 1, 0, 0, 0, 0, 0)
+
+
+async def test_who_began_with_a_deleted_task_cannot_commit_into_its_namesake(
+    server: servers.Server,
+) -> None:
+    async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
+        store, fold, position = await begun(redis, "token")
+        await redis.flushall()
+        await create_task(redis, TASK, SPEC, unit(0), epoch=2)
+        await store.hold(60_000)
+        committed = await store.commit(fold.state, fold.take_changes(), position, log_keep_ms=0)
+        assert committed is None
+
+
+async def test_the_epoch_rises_by_as_many_failovers_as_there_were_and_for_no_lower_count(
+    server: servers.Server,
+) -> None:
+    async with connect(f"redis://127.0.0.1:{server.port}/0") as redis:
+        store, fold, _ = await begun(redis, "token")
+
+        async def raised(count: int) -> bytes | None:
+            if not await store.note_failovers(count, fold.state, raise_epoch=True):
+                return None
+            newest: Any = await redis.xrevrange(KEYS.log, count=1)
+            return bytes(newest[0][1][b"p"])
+
+        assert await raised(5) is None, "the first count is only noted"
+        assert await raised(6) == b'{"epoch":2}'
+        assert await raised(5) is None, "a Sentinel that lags changes nothing"
+        assert await raised(6) is None
+        assert await raised(8) == b'{"epoch":3}'
+        assert from_fields({b"k": b"epoch", b"p": b'{"epoch":3}'}) is not None

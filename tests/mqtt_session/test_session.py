@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -292,3 +293,9 @@ async def test_bytes_that_are_no_mqtt_end_the_connection_and_nothing_else(nonsen
             await asyncio.wait_for(listen(), 20)
     finally:
         server.close()
+
+
+async def test_small_packets_leave_at_once(broker) -> None:
+    async with session_at(broker) as session:
+        sock = session._client._client.socket()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
