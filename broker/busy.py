@@ -103,7 +103,8 @@ class Crier:
             elif last is not None and last.why:
                 await self._tell(session, task, "", now)
                 log.info("no_longer_busy task=%s after_s=%.1f", task, now - last.since_s)
-                await self._note(queue, task, "", seconds=now - last.since_s)
+                away = last.why == "away"  # nothing could be noted then
+                await self._note(queue, task, "", times=int(away), seconds=now - last.since_s)
             elif self._is_forgotten(task, now):
                 await self._tell(session, task, "", now)
                 self._heard.pop(task)

@@ -193,6 +193,13 @@ async def test_a_redis_that_is_away_is_told_and_taken_back_when_it_is_there_agai
         await here.until(was_away, "it is told that Redis is away")
         await here.until(here.is_calm, "it is there again")
 
+        async def counted() -> bool:
+            raw = await here.redis.get(TaskKeys(TASK).pressure)
+            found = msgspec.json.decode(raw, type=Pressure) if raw else Pressure()
+            return (found.busy, found.busy_times) == ("", 1) and found.busy_s > 0
+
+        await here.until(counted, "it is counted")
+
 
 async def test_a_bridge_that_is_stopped_takes_back_that_devices_must_wait(
     post_office: BridgeSettings,

@@ -27,7 +27,10 @@ Strike: TypeAlias = Callable[[Fleet, Fault, random.Random], Awaitable[str]]
 async def strike(fleet: Fleet, fault: Fault) -> str:
     """Inflict a fault and take it back. Returns why it could not be, or an empty text."""
     rng = random.Random(fault.dice)  # noqa: S311 - told by the schedule
-    return await STRIKES[fault.kind](fleet, fault, rng)
+    try:
+        return await STRIKES[fault.kind](fleet, fault, rng)
+    except RedisError:  # of the fault before: what was begun of this one has been taken back
+        return "Redis does not answer just now"
 
 
 # -- processes ---------------------------------------------------------------------------------
@@ -102,11 +105,12 @@ async def _failover(fleet: Fleet, fault: Fault, _rng: random.Random) -> str:
         return "the replica does not follow just now"
     await old.machine.kill()
     await asyncio.sleep(fault.lasts_s)
-    async with connect(new.url) as redis:
-        await redis.replicaof("NO", "ONE")
-    fleet.take_over()
-    old.machine.start()
-    await fleet.ready(old)
+    try:
+        async with connect(new.url) as redis:
+            await redis.replicaof("NO", "ONE")
+        fleet.take_over()
+    finally:  # without a new primary the old one goes on
+        await _up_again(fleet, old.machine)
     return ""
 
 
@@ -203,10 +207,13 @@ async def _flood(fleet: Fleet, fault: Fault, rng: random.Random) -> str:
 
 async def _redis_full(fleet: Fleet, fault: Fault, _rng: random.Random) -> str:
     node = fleet.redis
-    async with connect(node.url) as redis:
-        await redis.config_set("maxmemory", "1mb")
+    try:
+        async with connect(node.url) as redis:
+            await redis.config_set("maxmemory", "1mb")
         await asyncio.sleep(fault.lasts_s)
-        await redis.config_set("maxmemory", "0")
+    finally:
+        async with connect(node.url) as redis:
+            await redis.config_set("maxmemory", "0")
     return ""
 
 
