@@ -48,7 +48,7 @@ def watched(url: str) -> Watched | None:
     user, _, password = credentials.partition(":")
     service, _, db = path.partition("/")
     if not service or not (db or "0").isdigit():
-        raise _unreadable("ends in /SERVICE or /SERVICE/DB")
+        raise _unreadable("must end in /SERVICE or /SERVICE/DB")
     return Watched(
         sentinels=tuple(_host(text) for text in hosts.split(",")),
         service=service,
