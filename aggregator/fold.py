@@ -63,7 +63,7 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch
 from schemas.outcomes import FOLDED, Reason, outcome_name
 from schemas.params import Params, travelling
-from schemas.task import Phase, TaskSpec, spec_from_json, spec_to_json
+from schemas.task import Phase, TaskSpec, gain_of, spec_from_json, spec_to_json
 from schemas.window import SeqWindow
 
 FOLD_ID: Final = "fold-1"
@@ -279,8 +279,9 @@ class Fold:
             raise InvariantError(msg)
 
     def _say_spec(self, spec: TaskSpec) -> None:
-        """Publish the specification, with the task's phase in it."""
-        said = msgspec.structs.replace(spec, phase=self.state.phase)
+        """Publish the specification, with the task's phase and gain in it."""
+        gain = gain_of(spec.strategy)
+        said = msgspec.structs.replace(spec, phase=self.state.phase, gain=gain)
         self.changes.spec = spec_to_json(said)
 
     # -- what people decide ----------------------------------------------------------------

@@ -27,7 +27,7 @@ from aggregator.admission import Standing, admit
 from aggregator.fold import Fold, origin_state
 from aggregator.strategies import Contribution, State, strategy_for
 from benchmarks.report import Aim, Arguments, Report, generator, progress, run
-from schemas.codecs import CodecOptions, codec_by_id, codec_by_name
+from schemas.codecs import Ask, CodecOptions, codec_by_id, codec_by_name
 from schemas.log import Arrived, Entry, EntryId, SpecSet
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
@@ -69,7 +69,7 @@ class Bench:
             spec_digest=self.spec.params.short_digest,
             codec=codec.codec_id,
             num_examples=100,
-            payload=codec.encode(delta, self.spec.codec, rng),
+            payload=codec.encode(delta, Ask(self.spec.codec), rng),
         )
         device = DeviceId(f"device-{seq % DEVICES}")
         data = encode_update(update)

@@ -42,7 +42,7 @@ from aggregator.tasks import create_task
 from benchmarks.report import Aim, Arguments, Report, generator, progress, run
 from benchmarks.servers import cpu_seconds, fedmq
 from redis_session.connection import connect
-from schemas.codecs import CodecOptions, codec_by_name
+from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.keys import TaskKeys
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName
@@ -242,7 +242,7 @@ def new_update(spec: TaskSpec, base: int, seq: int, rng: np.random.Generator) ->
         spec_digest=spec.params.short_digest,
         codec=codec.codec_id,
         num_examples=1000,
-        payload=codec.encode(delta, spec.codec, rng),
+        payload=codec.encode(delta, Ask(spec.codec), rng),
     )
     return encode_update(update)
 

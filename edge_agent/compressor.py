@@ -12,7 +12,7 @@ from math import isfinite
 
 import numpy as np
 
-from schemas.codecs import Codec, CodecOptions
+from schemas.codecs import Ask, Codec
 from schemas.delta import add_scaled, peak
 from schemas.params import Params
 
@@ -29,7 +29,7 @@ def compress(
     delta: Params,
     residual: Params | None,
     codec: Codec,
-    options: CodecOptions,
+    ask: Ask,
     rng: "np.random.Generator",
 ) -> Compressed:
     """Encode a delta, float32 of shape (size,). A residual of another size counts as none.
@@ -44,8 +44,8 @@ def compress(
         msg = "NaN or infinity after training; lower train.learning_rate"
         raise ValueError(msg)
     if not codec.error_feedback:
-        return Compressed(codec.encode(vector, options, rng), None)
-    payload = codec.encode(vector, options, rng)
+        return Compressed(codec.encode(vector, ask, rng), None)
+    payload = codec.encode(vector, ask, rng)
     left = vector.copy()
     add_scaled(left, codec.decode(memoryview(payload), vector.size), -1.0)
     return Compressed(payload, left)

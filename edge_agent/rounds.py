@@ -14,7 +14,7 @@ from edge_agent.conditions.budget import seconds_of
 from edge_agent.local_model import answered, local_bytes, read_only, with_local
 from edge_agent.spool import Base, Spool
 from edge_agent.trainer import Evaluator, Trainer, TrainResult
-from schemas.codecs import codec_by_name
+from schemas.codecs import Ask, codec_by_name
 from schemas.evaluation import marked
 from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, Seq
@@ -167,7 +167,7 @@ class Rounds:
     ) -> tuple[Seq, bytes] | None:
         codec = codec_by_name(spec.codec.name)
         delta = travelling(spec.params, params) - travelling(spec.params, model.params)
-        sent = compress(delta, before, codec, spec.codec, rng)
+        sent = compress(delta, before, codec, Ask(spec.codec, gain=spec.gain), rng)
         room = METRICS_MAX - len(found)
         metrics = dict(list(result.metrics.items())[:room]) | dict(found)
 

@@ -16,6 +16,7 @@ from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.evaluation import Better
 from schemas.params import ParamSpec
+from schemas.uplink import SHORT_HEADER_MAX, read_uplink
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
@@ -23,6 +24,7 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
 ShareOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Metric: TypeAlias = Annotated[str, msgspec.Meta(max_length=31)]
+Uplink: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
 Phase: TypeAlias = Literal["running", "paused", "finished"]
 Option: TypeAlias = str | int | float | bool
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -30,10 +32,20 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`")
 
-UNDERSTOOD: Final = ("kinds", "when", "checksum")
+UNDERSTOOD: Final = ("kinds", "when", "checksum", "uplink", "lattice")
 """What this version understands of a task's `needs`."""
 
-_FOR_DEVICES: Final = ("params", "train", "codec", "limits", "evaluate", "gate", "phase")
+_FOR_DEVICES: Final = (
+    "params",
+    "train",
+    "codec",
+    "limits",
+    "evaluate",
+    "gate",
+    "phase",
+    "uplink",
+    "gain",
+)
 
 SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""
@@ -207,7 +219,11 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         params: names, shapes and kinds of the tensors.
+        uplink: what a device may send: "222 B" a message, "20 kB/day", both, or the name of a link
+            (`schemas.uplink`); empty: no bound. Updates then have the short header.
         phase: where the task is in its life; written by the server alone.
+        gain: by how much one fresh update is multiplied before it is added to the model; written by
+            the server alone. Unbiased codecs hold themselves down by it.
         needs: what a device must understand to take part; written by the server alone.
     """
 
@@ -220,7 +236,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
     finish: FinishOptions = FinishOptions()
+    uplink: Uplink = ""
     phase: Phase = "running"
+    gain: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
     needs: tuple[str, ...] = ()
 
     @property
@@ -242,7 +260,12 @@ class InitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A task.toml: a TaskSpec of which `params` may come from the initial model instead."""
+    """A task.toml: a TaskSpec of which `params` may come from the initial model instead.
+
+    Attributes:
+        uplink: what a device may send: "222 B" a message, "20 kB/day", both with a comma, or the
+            name of a link ("nb-iot", "lora-dr5"); empty: no bound.
+    """
 
     params: ParamSpec | None = None
     strategy: StrategyOptions = StrategyOptions()
@@ -253,6 +276,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate: EvaluateOptions = EvaluateOptions()
     gate: GateOptions = GateOptions()
     finish: FinishOptions = FinishOptions()
+    uplink: Uplink = ""
     init: InitOptions = InitOptions()
 
     def spec(self, params: ParamSpec) -> TaskSpec:
@@ -268,6 +292,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 evaluate=self.evaluate,
                 gate=self.gate,
                 finish=self.finish,
+                uplink=self.uplink,
             )
         )
 
@@ -323,6 +348,7 @@ def read_task_file(text: str) -> TaskFile:
 def checked_spec(spec: TaskSpec) -> TaskSpec:
     """Check what the types alone cannot. Raises ConfigError."""
     codec_by_name(spec.codec.name)
+    _check_uplink(spec)
     if not 0 < spec.codec.density <= 1:
         raise ConfigError("codec.density", "must be above 0 and at most 1")
     if spec.publish.every > max(1, spec.strategy.max_staleness):
@@ -337,12 +363,35 @@ def checked_spec(spec: TaskSpec) -> TaskSpec:
     return msgspec.structs.replace(spec, needs=_needs(spec))
 
 
+def _check_uplink(spec: TaskSpec) -> None:
+    """The codec must be able to keep to the budget, with the longest header there is."""
+    budget = read_uplink(spec.uplink).message_bytes
+    least = codec_by_name(spec.codec.name).least_bytes(spec.params.wire_size) + SHORT_HEADER_MAX
+    if 0 < budget < least:
+        remedy = f'codec.name = "{spec.codec.name}" needs {least} B here; "sq" fits any budget'
+        raise ConfigError("uplink", f"{spec.uplink!r} is too small: {remedy}")
+
+
+def gain_of(strategy: StrategyOptions) -> float:
+    """By how much a fresh update moves the model in all: eta / ((1 - beta) K); FedAsync: alpha."""
+    match strategy.name:
+        case "fedbuff":
+            return strategy.server_lr / ((1.0 - strategy.momentum) * strategy.buffer_size)
+        case "fedasync":
+            return strategy.alpha
+
+
 def _needs(spec: TaskSpec) -> tuple[str, ...]:
     """What a device must obey, or leave the task alone: it would do harm, not just less."""
     masked = any(tensor.kind != "trained" for tensor in spec.params.tensors)
     conditional = spec.train.when != Conditions()
-    found = {"kinds": masked, "when": conditional, "checksum": spec.codec.checksum}
-    return tuple(need for need in UNDERSTOOD if found[need])
+    found = {
+        "kinds": masked,
+        "when": conditional,
+        "checksum": spec.codec.checksum,
+        "uplink": bool(spec.uplink),
+    }
+    return tuple(need for need in UNDERSTOOD if found.get(need))
 
 
 def spec_to_json(spec: TaskSpec) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from schemas.codecs import Codec, CodecOptions, codec_by_id
+from schemas.codecs import Ask, Codec, CodecOptions, codec_by_id
 from schemas.delta import Delta, Dense, Sparse, to_dense
 from schemas.errors import WireError
 from schemas.messages import Manifest, ModelUpdate, Receipt
@@ -112,7 +112,7 @@ def codec_round_trip(codec: Codec, vector: Params, options: CodecOptions) -> Non
     """What comes back fits, is never further from the vector than zero is, and is exact unless
     the codec asks for error feedback."""
     untouched = vector.copy()
-    payload = codec.encode(vector, options, generator())
+    payload = codec.encode(vector, Ask(options), generator())
     assert vector.tobytes() == untouched.tobytes()
     delta = codec.decode(memoryview(payload), vector.size)
     assert_fits(delta, vector.size)
@@ -125,7 +125,7 @@ def codec_round_trip(codec: Codec, vector: Params, options: CodecOptions) -> Non
 
 def codec_has_one_length(codec: Codec, vector: Params, options: CodecOptions) -> None:
     """A payload cut at any byte is refused, and so is one with bytes after its end."""
-    payload = codec.encode(vector, options, generator())
+    payload = codec.encode(vector, Ask(options), generator())
     for cut in range(len(payload)):
         with pytest.raises(WireError):
             codec.decode(memoryview(payload)[:cut], vector.size)

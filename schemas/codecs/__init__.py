@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from schemas.codecs.codec import Codec, CodecOptions
+from schemas.codecs.codec import Ask, Codec, CodecOptions
 from schemas.codecs.float32 import FLOAT32
 from schemas.codecs.topk_int8 import TOPK_INT8
 from schemas.errors import ConfigError, WireError
@@ -34,4 +34,4 @@ def codec_by_name(name: str) -> Codec:
     return codec
 
 
-__all__ = ["CODECS", "Codec", "CodecOptions", "codec_by_id", "codec_by_name"]
+__all__ = ["CODECS", "Ask", "Codec", "CodecOptions", "codec_by_id", "codec_by_name"]

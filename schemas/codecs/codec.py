@@ -9,7 +9,7 @@ indices repeat; a rotated or quantised one answers `Dense`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -33,10 +33,31 @@ class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checksum: bool = False
 
 
+_AS_EVER: Final = CodecOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of an encoder, besides the vector.
+
+    Attributes:
+        options: the task's.
+        budget: bytes that the payload may take: the encoder fills them as well as it can. 0: as the
+            options say, or as the codec thinks best.
+        gain: by how much the server multiplies one update before it adds it to the model (server
+            rate / (1 - momentum) / K; FedAsync: alpha). 0: not known, nothing is held down for it.
+    """
+
+    options: CodecOptions = _AS_EVER
+    budget: int = 0
+    gain: float = 0.0
+
+
 # The generator's type is quoted here and everywhere on the device's side: evaluating it would load
 # numpy.random, some 3 MB, where nothing is drawn yet.
-Encode: TypeAlias = Callable[[Params, CodecOptions, "np.random.Generator"], bytes]
-"""(vector of shape (size,), the task's options, a generator) -> payload."""
+Encode: TypeAlias = Callable[[Params, Ask, "np.random.Generator"], bytes]
+"""(vector of shape (size,), what is asked, a generator) -> payload, never longer than the budget.
+Raises ConfigError("uplink") when the budget is below `Codec.least_bytes(size)`."""
 
 Decode: TypeAlias = Callable[[memoryview, int], Delta]
 """(payload, size) -> delta. Raises WireError; allocates nothing beyond O(size + len(payload))."""
@@ -53,6 +74,7 @@ class Codec:
             an update is refused its mass is *not* returned to the residual: with several local
             steps the device derives the same step again, and returning it counts it twice.
         encode: see `Encode`.
+        least_bytes: size -> the shortest payload that `encode` can be held to.
         decode: see `Decode`. Does not check for NaN: admission does, for every codec alike.
     """
 
@@ -61,3 +83,4 @@ class Codec:
     error_feedback: bool
     encode: Encode
     decode: Decode
+    least_bytes: Callable[[int], int]

@@ -7,14 +7,16 @@ from typing import Final
 
 import numpy as np
 
-from schemas.codecs.codec import Codec, CodecOptions
+from schemas.codecs.codec import Ask, Codec
 from schemas.delta import Dense
-from schemas.errors import WireError
+from schemas.errors import ConfigError, WireError
 from schemas.outcomes import Reason
 from schemas.params import Params
 
 
-def _encode(vector: Params, _options: CodecOptions, _rng: "np.random.Generator") -> bytes:
+def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
+    if 0 < ask.budget < 4 * vector.size:
+        raise ConfigError("uplink", f"float32 needs {4 * vector.size} bytes, not {ask.budget}")
     return vector.astype("<f4", copy=False).tobytes()
 
 
@@ -29,5 +31,10 @@ def _decode(payload: memoryview, size: int) -> Dense:
 
 
 FLOAT32: Final = Codec(
-    codec_id=0, name="float32", error_feedback=False, encode=_encode, decode=_decode
+    codec_id=0,
+    name="float32",
+    error_feedback=False,
+    encode=_encode,
+    decode=_decode,
+    least_bytes=lambda size: 4 * size,
 )

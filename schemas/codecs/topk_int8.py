@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs.codec import Codec, CodecOptions
+from schemas.codecs.codec import Ask, Codec
 from schemas.delta import Sparse
 from schemas.errors import WireError
 from schemas.outcomes import Reason
@@ -56,8 +56,8 @@ def _gap_units(indices: NDArray[np.int64], width: int) -> NDArray[Any]:
     return units
 
 
-def _encode(vector: Params, options: CodecOptions, _rng: "np.random.Generator") -> bytes:
-    count = max(1, min(vector.size, round(options.density * vector.size)))
+def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
+    count = max(1, min(vector.size, round(ask.options.density * vector.size)))
     indices = _largest(vector, count)
     chosen = vector[indices]
     scale = np.float32(np.max(np.abs(chosen)) / np.float32(127))
@@ -113,5 +113,10 @@ def _repeats(units: NDArray[Any], indices: NDArray[np.int64]) -> bool:
 
 
 TOPK_INT8: Final = Codec(
-    codec_id=1, name="topk_int8", error_feedback=True, encode=_encode, decode=_decode
+    codec_id=1,
+    name="topk_int8",
+    error_feedback=True,
+    encode=_encode,
+    decode=_decode,
+    least_bytes=lambda _size: 16,
 )

@@ -25,6 +25,8 @@ A task that trains, judges and ends:
 """
 
 EXAMPLE: Final = """\
+uplink = "222 B"
+
 [strategy]
 name = "fedbuff"
 buffer_size = 10
@@ -49,6 +51,8 @@ canary = 0.1
 versions = 500
 """
 
+_ABOVE: Final = "## Above the tables\n"
+
 _TENSORS: Final = """
 ## The tensors
 
@@ -66,9 +70,11 @@ own.
 def reference() -> str:
     """docs/reference/task.md."""
     parts = [_OPENING.format(example=EXAMPLE)]
-    for table in msgspec.structs.fields(TaskFile):
-        if table.name != "params":
-            parts += _table(table.name, _struct_of(table.type))
+    tables = [field for field in msgspec.structs.fields(TaskFile) if field.name != "params"]
+    parts.append("\n".join([_ABOVE, *_TABLE_HEAD, *_rows(TaskFile, but="params")]) + "\n")
+    for table in tables:
+        if is_struct(table.type):
+            parts += _table(table.name, table.type)
     parts.append(_TENSORS + "\n".join(_rows(_tensor_spec())) + "\n")
     return "\n".join(parts)
 
@@ -95,12 +101,12 @@ def _table(name: str, kind: type[msgspec.Struct]) -> Iterator[str]:
             yield from _table(f"{name}.{field.name}", field.type)
 
 
-def _rows(kind: type[msgspec.Struct]) -> Iterator[str]:
+def _rows(kind: type[msgspec.Struct], *, but: str = "") -> Iterator[str]:
     _, texts = explained(kind)
     _, found = msgspec.json.schema_components([kind])
     shapes = found[kind.__name__]["properties"]
     for field in msgspec.structs.fields(kind):
-        if not is_struct(field.type):
+        if not is_struct(field.type) and field.name != but:
             default = "" if field.required else f"`{_toml(_default(field))}`"
             text = texts[field.name].replace("|", "\\|")
             yield f"| `{field.name}` | {_type(shapes[field.name])} | {default} | {text} |"

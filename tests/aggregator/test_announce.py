@@ -14,7 +14,7 @@ from schemas.outbox import Say, Spread, Sweep
 from schemas.outcomes import FOLDED, Reason
 from schemas.task import EvaluateOptions, PublishOptions, spec_to_json
 from schemas.wire import decode_manifest, decode_receipt
-from tests.aggregator.world import BOOT, DEVICE, EPOCH, SIZE, World, arrived, make_spec
+from tests.aggregator.world import BOOT, DEVICE, EPOCH, SIZE, World, arrived, make_spec, with_gain
 
 ONES = np.ones(SIZE, np.float32)
 
@@ -46,7 +46,7 @@ def test_the_specification_comes_first_and_the_blob_before_the_manifest_that_nam
     _, told = said(world)
     order = ["spec", "Spread", "model", "candidate", "versions", "metrics", "events"]
     assert kinds(told) == order
-    assert told[0] == Say("spec", spec_to_json(world.spec), retain=True)
+    assert told[0] == Say("spec", with_gain(world.spec), retain=True)
     manifest = decode_manifest(one(told, "model").payload)
     assert told[1] == Spread(manifest.blob, manifest.chunk_bytes)
     assert manifest.version == 0

@@ -61,6 +61,7 @@ from tests.aggregator.world import (
     newest,
     ramp,
     vector,
+    with_gain,
 )
 
 ONES = np.ones(SIZE, np.float32)
@@ -515,7 +516,7 @@ def test_another_specification_folds_what_waits_and_holds_from_there_on():
     assert world.state.buffered_ms == 0
     assert np.array_equal(world.model, ramp() + 1)
     changes = world.changes()
-    assert changes.spec == spec_to_json(world.spec)
+    assert changes.spec == with_gain(world.spec)
     assert newest(changes).manifest.version == 1
     world.send(ONES)
     assert np.array_equal(world.model, ramp() + 3)

@@ -13,7 +13,7 @@ from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.tasks import append_entry, create_task, last_commit
 from redis_session.connection import connect
-from schemas.codecs import CodecOptions, codec_by_name
+from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.evaluation import Evaluation
 from schemas.log import Arrived, Tick
 from schemas.messages import ModelUpdate
@@ -54,7 +54,7 @@ async def send(redis: Redis, seq: int) -> None:
         spec_digest=TENSORS.short_digest,
         codec=codec.codec_id,
         num_examples=1,
-        payload=codec.encode(start + 1, SPEC.codec, None),  # type: ignore[arg-type]
+        payload=codec.encode(start + 1, Ask(SPEC.codec), None),  # type: ignore[arg-type]
     )
     data = encode_update(update)
     await append_entry(redis, TASK, Arrived(DEVICE, shard_of(DEVICE), data, len(data)))

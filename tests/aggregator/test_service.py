@@ -15,7 +15,7 @@ from aggregator.settings import AggregatorSettings
 from aggregator.tasks import create_task, last_commit, published_model, task_spec, task_status
 from lifetimes.together import end
 from redis_session.connection import connect
-from schemas.codecs import CodecOptions, codec_by_name
+from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.keys import AGGREGATORS, TaskKeys
 from schemas.log import Arrived, to_fields
 from schemas.messages import ModelUpdate
@@ -176,7 +176,9 @@ async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeov
                     codec=1,
                     num_examples=1,
                     payload=codec_by_name("topk_int8").encode(
-                        np.ones(2, np.float32), CodecOptions(density=1.0), np.random.default_rng(0)
+                        np.ones(2, np.float32),
+                        Ask(CodecOptions(density=1.0)),
+                        np.random.default_rng(0),
                     ),
                 )
             )

@@ -17,7 +17,7 @@ from aggregator.checkpoint import (
 )
 from aggregator.fold import Fold
 from aggregator.state import Changes, Publication, TaskState, origin_state
-from schemas.codecs import CodecOptions, codec_by_name
+from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.log import Arrived, Body, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
@@ -32,6 +32,7 @@ from schemas.task import (
     StalenessOptions,
     StrategyOptions,
     TaskSpec,
+    gain_of,
     spec_to_json,
 )
 from schemas.wire import encode_update
@@ -88,7 +89,7 @@ def vector(rng: np.random.Generator, size: int = SIZE) -> Params:
 def encoded(codec: str, delta: Params) -> bytes:
     """A delta's payload."""
     rng = np.random.Generator(np.random.PCG64(0))
-    return codec_by_name(codec).encode(delta, CodecOptions(codec, density=0.5), rng)
+    return codec_by_name(codec).encode(delta, Ask(CodecOptions(codec, density=0.5)), rng)
 
 
 def arrived(data: bytes, *, device: str = DEVICE, size: int | None = None) -> Arrived:
@@ -228,3 +229,8 @@ def newest(changes: Changes) -> Publication | None:
 def digest_of(params: Params) -> int:
     """The short digest of a model of this task."""
     return base_digest(model_digest(TENSORS.digest, params))
+
+
+def with_gain(spec: TaskSpec) -> bytes:
+    """A specification as it is published."""
+    return spec_to_json(msgspec.structs.replace(spec, gain=gain_of(spec.strategy)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from laws import generator, open_update
 
-from schemas.codecs import CODECS, CodecOptions
+from schemas.codecs import CODECS, Ask, CodecOptions
 from schemas.delta import to_dense
 from schemas.errors import WireError
 from schemas.messages import Manifest, ModelUpdate, Receipt
@@ -86,7 +86,7 @@ def test_receipt(vector):
 @vectors("codec_float32.json")
 def test_codec_float32(vector):
     values, payload = np.array(vector["values"], dtype=np.float32), bytes.fromhex(vector["hex"])
-    assert CODECS[0].encode(values, CodecOptions(), generator()) == payload
+    assert CODECS[0].encode(values, Ask(), generator()) == payload
     assert CODECS[0].decode(memoryview(payload), vector["size"]).values.tobytes() == payload
 
 
@@ -95,7 +95,10 @@ def test_codec_topk_int8(vector):
     values, payload = np.zeros(vector["size"], dtype=np.float32), bytes.fromhex(vector["hex"])
     for index, value in vector["entries"]:
         values[index] = value
-    assert CODECS[1].encode(values, CodecOptions(density=vector["density"]), generator()) == payload
+    assert (
+        CODECS[1].encode(values, Ask(CodecOptions(density=vector["density"])), generator())
+        == payload
+    )
     delta = CODECS[1].decode(memoryview(payload), vector["size"])
     assert delta.indices.tolist() == vector["indices"]
     assert delta.values.tolist() == vector["values"]

@@ -21,7 +21,7 @@ from laws import (
     refuses_without_allocating,
 )
 
-from schemas.codecs import CODECS, Codec
+from schemas.codecs import CODECS, Ask, Codec
 from schemas.errors import WireError
 from schemas.messages import Manifest, ModelUpdate, Receipt
 from schemas.outcomes import Reason
@@ -93,7 +93,7 @@ def test_an_update_cut_at_any_byte_is_refused(codec: Codec, update, vector, opti
         spec_digest=update.spec_digest,
         codec=codec.codec_id,
         num_examples=update.num_examples,
-        payload=codec.encode(vector, options, generator()),
+        payload=codec.encode(vector, Ask(options), generator()),
         contributions=update.contributions,
         weight=update.weight,
         metrics=update.metrics,

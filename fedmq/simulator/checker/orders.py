@@ -16,7 +16,7 @@ from fedmq.simulator.checker.errors import BadLog, NotCovered
 SPEC_MAX: Final = 1 << 20
 CODECS: Final = {"float32": 0, "topk_int8": 1}
 
-_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs"}
+_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs", "uplink", "gain"}
 """What is passed over: the log's own entries tell the phase, and no reports are judged here."""
 
 _KNOWN: Final[dict[str, dict[str, Any]]] = {

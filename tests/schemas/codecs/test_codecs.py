@@ -15,7 +15,7 @@ from laws import (
     refuses_without_allocating,
 )
 
-from schemas.codecs import CODECS, Codec, CodecOptions, codec_by_id, codec_by_name
+from schemas.codecs import CODECS, Ask, Codec, CodecOptions, codec_by_id, codec_by_name
 from schemas.errors import ConfigError, WireError
 from schemas.outcomes import Reason
 from schemas.params import MAX_PARAMS
@@ -56,7 +56,7 @@ def test_arbitrary_bytes_give_a_delta_that_fits_or_a_wire_error(codec: Codec, pa
 def test_a_damaged_payload_gives_a_delta_that_fits_or_a_wire_error(
     codec: Codec, vector, options, data
 ):
-    payload = bytearray(codec.encode(vector, options, generator()))
+    payload = bytearray(codec.encode(vector, Ask(options), generator()))
     for _ in range(data.draw(st.integers(1, 3))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     codec_survives(codec, bytes(payload), vector.size)
@@ -65,7 +65,7 @@ def test_a_damaged_payload_gives_a_delta_that_fits_or_a_wire_error(
 @every_codec
 def test_the_bytes_of_a_known_vector_never_change(codec: Codec):
     vector = np.array([1.0, -2.0, 0.0, 0.5], dtype=np.float32)
-    payload = codec.encode(vector, CodecOptions(density=0.5), generator())
+    payload = codec.encode(vector, Ask(CodecOptions(density=0.5)), generator())
     assert payload.hex() == GOLDEN[codec.name]
 
 
@@ -77,7 +77,9 @@ def test_a_vector_of_one_parameter_round_trips(codec: Codec):
 
 @every_codec
 def test_a_short_payload_for_the_largest_model_is_refused_without_allocating(codec: Codec):
-    payload = codec.encode(np.ones(8, dtype=np.float32), CodecOptions(density=1.0), generator())
+    payload = codec.encode(
+        np.ones(8, dtype=np.float32), Ask(CodecOptions(density=1.0)), generator()
+    )
     refuses_without_allocating(
         lambda: codec.decode(memoryview(payload)[:-1], MAX_PARAMS), Reason.TRUNCATED
     )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from laws import generator
 
-from schemas.codecs import CodecOptions
+from schemas.codecs import Ask
 from schemas.codecs.float32 import FLOAT32
 from schemas.delta import peak
 from schemas.errors import WireError
@@ -26,7 +26,7 @@ def test_too_few_bytes_are_truncated_and_too_many_oversized():
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_passes_the_codec_and_is_seen_by_peak(number):
     vector = np.array([0.0, number, 1.0], dtype=np.float32)
-    payload = FLOAT32.encode(vector, CodecOptions(), generator())
+    payload = FLOAT32.encode(vector, Ask(), generator())
     values = FLOAT32.decode(memoryview(payload), 3).values
     assert values.tobytes() == vector.tobytes()
     assert not np.isfinite(peak(values))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN, OPTIONS, VECTORS, generator, refuses_without_allocating
 
-from schemas.codecs import CodecOptions
+from schemas.codecs import Ask, CodecOptions
 from schemas.codecs.topk_int8 import TOPK_INT8
 from schemas.delta import Sparse, peak
 from schemas.errors import WireError
@@ -25,14 +25,14 @@ def _decode(payload: bytes, size: int) -> Sparse:
 
 
 def _encode(vector, density: float) -> bytes:
-    return TOPK_INT8.encode(vector, CodecOptions(density=density), generator())
+    return TOPK_INT8.encode(vector, Ask(CodecOptions(density=density)), generator())
 
 
 @LEAN
 @given(vector=VECTORS, options=OPTIONS)
 def test_the_largest_are_sent_to_within_half_a_step(vector, options):
     """A plain sort says which ones; ties go to the lower index."""
-    delta = _decode(TOPK_INT8.encode(vector, options, generator()), vector.size)
+    delta = _decode(TOPK_INT8.encode(vector, Ask(options), generator()), vector.size)
     count = max(1, min(vector.size, round(options.density * vector.size)))
     order = sorted(range(vector.size), key=lambda i: (-abs(float(vector[i])), i))
     assert delta.indices.tolist() == sorted(order[:count])
