@@ -5,13 +5,24 @@ from types import MappingProxyType
 from typing import Final
 
 from schemas.codecs.codec import Ask, Codec, CodecOptions
+from schemas.codecs.dropout import DROPOUT
+from schemas.codecs.eden import EDEN
+from schemas.codecs.float16 import FLOAT16
 from schemas.codecs.float32 import FLOAT32
+from schemas.codecs.int8 import INT8
+from schemas.codecs.qsgd import QSGD
+from schemas.codecs.sign import SIGN
+from schemas.codecs.sq import SQ
+from schemas.codecs.stc import STC
 from schemas.codecs.topk_int8 import TOPK_INT8
 from schemas.errors import ConfigError, WireError
 from schemas.outcomes import Reason
 
 CODECS: Final[Mapping[int, Codec]] = MappingProxyType(
-    {codec.codec_id: codec for codec in (FLOAT32, TOPK_INT8)}
+    {
+        codec.codec_id: codec
+        for codec in (FLOAT32, TOPK_INT8, SQ, FLOAT16, INT8, STC, SIGN, QSGD, EDEN, DROPOUT)
+    }
 )
 """Every codec by the id that travels."""
 

@@ -22,13 +22,19 @@ class CodecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[codec]`: how a delta is written.
 
     Attributes:
-        name: `float32` (dense) or `topk_int8` (the largest coordinates, with error feedback).
-        density: for sparse codecs, the share of coordinates sent, above 0 and at most 1.
+        name: `sq` (impulses drawn in proportion to the delta: unbiased, the fewest bytes),
+            `float32` (all of it, exactly), `float16` (half of that), `int8` (a quarter, rounded by
+            chance), `topk_int8` (the largest coordinates, a byte each), `stc` (the largest, all as
+            their mean), `sign` (a bit a coordinate), `qsgd` (a few levels, rounded by chance),
+            `eden` (rotated, as many bits a coordinate as there is room for) or `dropout` (a seeded
+            part of the coordinates). `topk_int8`, `stc` and `sign` keep the rest on the device.
+        density: for `topk_int8`, `stc` and `dropout`, the share of coordinates sent, above 0 and at
+            most 1; a byte budget (`uplink`) decides where there is one.
         checksum: updates, manifests and receipts carry a CRC-32: for links without TLS whose bytes
             may be altered on the way; costs 4 bytes an update.
     """
 
-    name: str = "topk_int8"
+    name: str = "sq"
     density: float = 0.05
     checksum: bool = False
 
@@ -70,9 +76,8 @@ class Codec:
     Attributes:
         codec_id: the number that travels, 0 to 127, never reused.
         name: what a task's specification calls it.
-        error_feedback: what is not sent is kept as a residual and added to the next delta. When
-            an update is refused its mass is *not* returned to the residual: with several local
-            steps the device derives the same step again, and returning it counts it twice.
+        error_feedback: what is not sent is kept as a residual and added to the next delta; what
+            becomes of it when an update is refused stands in docs/decisions/0017.
         encode: see `Encode`.
         least_bytes: size -> the shortest payload that `encode` can be held to.
         decode: see `Decode`. Does not check for NaN: admission does, for every codec alike.

@@ -8,25 +8,22 @@ from typing import Final
 import numpy as np
 
 from schemas.codecs.codec import Ask, Codec
+from schemas.codecs.length import exactly, needs
 from schemas.delta import Dense
-from schemas.errors import ConfigError, WireError
-from schemas.outcomes import Reason
 from schemas.params import Params
 
 
+def _least_bytes(size: int) -> int:
+    return 4 * size
+
+
 def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
-    if 0 < ask.budget < 4 * vector.size:
-        raise ConfigError("uplink", f"float32 needs {4 * vector.size} bytes, not {ask.budget}")
+    needs("float32", _least_bytes(vector.size), ask)
     return vector.astype("<f4", copy=False).tobytes()
 
 
 def _decode(payload: memoryview, size: int) -> Dense:
-    if len(payload) < 4 * size:
-        detail = f"{len(payload)} bytes for {size} float32"
-        raise WireError(Reason.TRUNCATED, detail)
-    if len(payload) > 4 * size:
-        detail = f"{len(payload)} bytes for {size} float32"
-        raise WireError(Reason.OVERSIZED, detail)
+    exactly(payload, _least_bytes(size))
     return Dense(np.frombuffer(payload, dtype="<f4"))
 
 
@@ -36,5 +33,5 @@ FLOAT32: Final = Codec(
     error_feedback=False,
     encode=_encode,
     decode=_decode,
-    least_bytes=lambda size: 4 * size,
+    least_bytes=_least_bytes,
 )

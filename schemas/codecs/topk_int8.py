@@ -2,7 +2,8 @@
 
 The k coordinates of largest magnitude, each rounded to a multiple of one scale per update.
 Stich et al., "Sparsified SGD with Memory", NeurIPS 2018, Algorithm 1 (the selection and the
-memory); the scale is max|v| / 127 and values lie in -127 .. 127.
+memory); the scale is max|v| / 127 and values lie in -127 .. 127. Under a budget the k that fills
+it, else the density's share.
 
 Layout, little-endian:
 
@@ -25,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codecs.codec import Ask, Codec
+from schemas.codecs.largest import largest, largest_that_fit
+from schemas.codecs.length import needs
 from schemas.delta import Sparse
 from schemas.errors import WireError
 from schemas.outcomes import Reason
@@ -33,17 +36,6 @@ from schemas.params import Params
 _HEAD: Final = struct.Struct("<BfI")
 _UNIT: Final[dict[int, Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
 _ESCAPE: Final = {1: 0xFF, 2: 0xFFFF}
-
-
-def _largest(vector: Params, count: int) -> NDArray[np.int64]:
-    """Indices of the `count` largest magnitudes, ascending; ties go to the lower index."""
-    if count >= vector.size:
-        return np.arange(vector.size)
-    magnitudes = np.abs(vector)
-    border = np.partition(magnitudes, vector.size - count)[vector.size - count]
-    above = np.flatnonzero(magnitudes > border)
-    level = np.flatnonzero(magnitudes == border)[: count - above.size]
-    return np.sort(np.concatenate([above, level]))
 
 
 def _gap_units(indices: NDArray[np.int64], width: int) -> NDArray[Any]:
@@ -56,15 +48,33 @@ def _gap_units(indices: NDArray[np.int64], width: int) -> NDArray[Any]:
     return units
 
 
+def _least_bytes(size: int) -> int:
+    """The last coordinate alone, however far it is, in the width that takes less."""
+    return _HEAD.size + 1 + min(w * ((size - 1) // _ESCAPE[w] + 1) for w in _UNIT)
+
+
+def _length(indices: NDArray[np.int64]) -> int:
+    gaps = np.diff(indices, prepend=0)
+    units = min(w * (indices.size + int((gaps // _ESCAPE[w]).sum())) for w in _UNIT)
+    return _HEAD.size + indices.size + units
+
+
+def _chosen(vector: Params, ask: Ask) -> NDArray[np.int64]:
+    if ask.budget and vector.any():  # a coordinate takes 2 bytes at least
+        return largest_that_fit(vector, (ask.budget - _HEAD.size) // 2, ask.budget, _length)
+    share = 0.0 if ask.budget else ask.options.density
+    return largest(vector, max(1, min(vector.size, round(share * vector.size))))
+
+
 def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
-    count = max(1, min(vector.size, round(ask.options.density * vector.size)))
-    indices = _largest(vector, count)
+    needs("topk_int8", _least_bytes(vector.size), ask)
+    indices = _chosen(vector, ask)
     chosen = vector[indices]
     scale = np.float32(np.max(np.abs(chosen)) / np.float32(127))
     steps = np.rint(chosen / scale) if scale > 0 else np.zeros_like(chosen)
     values = np.clip(steps, -127, 127).astype(np.int8)
     units = min((_gap_units(indices, width) for width in (1, 2)), key=lambda u: u.nbytes)
-    head = _HEAD.pack(units.itemsize, float(scale), count)
+    head = _HEAD.pack(units.itemsize, float(scale), indices.size)
     return head + units.tobytes() + values.tobytes()
 
 
@@ -118,5 +128,5 @@ TOPK_INT8: Final = Codec(
     error_feedback=True,
     encode=_encode,
     decode=_decode,
-    least_bytes=lambda _size: 16,
+    least_bytes=_least_bytes,
 )

@@ -9,6 +9,7 @@ from laws import (
     OPTIONS,
     VECTORS,
     codec_has_one_length,
+    codec_keeps_to_its_budget,
     codec_round_trip,
     codec_survives,
     generator,
@@ -25,6 +26,14 @@ every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec
 GOLDEN = {
     "float32": "0000803f000000c0000000000000003f",
     "topk_int8": "010402813c0200000000014081",
+    "sq": "603d4007ffff7ffffffff9ff40",
+    "float16": "003c00c000000038",
+    "int8": "823c3f82001f",
+    "stc": "c03f020680",
+    "sign": "603f40",
+    "qsgd": "133f03003523",
+    "eden": "305f82c2d940ea38e0010aaf473f0ccc",
+    "dropout": "5f82c2d902023d8200",
 }
 """The bytes of (1, -2, 0, 0.5) at density 0.5: they never change under one codec id."""
 
@@ -41,6 +50,13 @@ def test_what_is_encoded_comes_back(codec: Codec, vector, options):
 @given(vector=VECTORS, options=OPTIONS)
 def test_a_payload_has_exactly_one_length(codec: Codec, vector, options):
     codec_has_one_length(codec, vector[:40], options)
+
+
+@every_codec
+@LEAN
+@given(vector=VECTORS, more=st.integers(0, 400))
+def test_a_payload_keeps_to_its_budget(codec: Codec, vector, more):
+    codec_keeps_to_its_budget(codec, vector, more)
 
 
 @every_codec
@@ -96,6 +112,14 @@ def test_ids_that_have_travelled_are_never_renumbered():
     assert {codec.name: codec_id for codec_id, codec in CODECS.items()}.items() >= {
         ("float32", 0),
         ("topk_int8", 1),
+        ("sq", 2),
+        ("float16", 3),
+        ("int8", 4),
+        ("stc", 5),
+        ("sign", 6),
+        ("qsgd", 7),
+        ("eden", 8),
+        ("dropout", 9),
     }
 
 

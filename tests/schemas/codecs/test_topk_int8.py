@@ -41,6 +41,25 @@ def test_the_largest_are_sent_to_within_half_a_step(vector, options):
     assert (error <= step * 0.5001 + 1e-43).all()
 
 
+@LEAN
+@given(size=st.integers(50, 3000), budget=st.integers(24, 300), seed=st.integers(0, 100))
+def test_under_a_budget_as_many_are_sent_as_fit(size, budget, seed):
+    vector = generator(seed).standard_t(3, size).astype(np.float32)
+    payload = TOPK_INT8.encode(vector, Ask(budget=budget), generator())
+    assert len(payload) <= budget
+    count = _decode(payload, size).indices.size
+    assert payload == _encode(vector, count / size)
+    assert count == size or len(_encode(vector, (count + 1) / size)) > budget
+
+
+def test_the_last_of_many_coordinates_fits_into_the_least_bytes():
+    for size in (1, 255, 256, 511, 600, 70_000):
+        vector = np.zeros(size, dtype=np.float32)
+        vector[-1] = 1.0
+        least = TOPK_INT8.least_bytes(size)
+        assert len(TOPK_INT8.encode(vector, Ask(budget=least), generator())) == least
+
+
 def test_ties_go_to_the_lower_index():
     vector = np.array([1, 2, -2, 2, 1, 2], dtype=np.float32)
     assert _decode(_encode(vector, 0.5), 6).indices.tolist() == [1, 2, 3]
