@@ -14,7 +14,7 @@ from schemas.delta import peak, within
 from schemas.errors import WireError
 from schemas.log import Arrived
 from schemas.messages import ModelUpdate
-from schemas.names import shard_of
+from schemas.names import Epoch, ModelVersion, shard_of
 from schemas.outcomes import Reason
 from schemas.seal import unsealed
 from schemas.task import TaskSpec
@@ -68,17 +68,37 @@ def without_seal(arrived: Arrived, *, required: bool) -> Arrived | Rejected:
     return arrived
 
 
-def read_header(arrived: Arrived, max_bytes: int) -> ModelUpdate | Rejected:
-    """Read as much of the message as tells who it says it is.
+def read_header(arrived: Arrived, standing: Standing) -> ModelUpdate | Rejected:
+    """Read as much of the message as tells who it says it is, and which model it speaks of.
 
     An oversized message still has a readable head, so that its sender can be answered.
     """
     try:
         update = decode_update(arrived.data)
     except WireError as exc:
-        oversized = arrived.size > max_bytes or arrived.size != len(arrived.data)
+        limit = standing.spec.max_update_bytes
+        oversized = arrived.size > limit or arrived.size != len(arrived.data)
         return Rejected(Reason.OVERSIZED if oversized else exc.reason, str(exc))
-    return update
+    return _completed(update, standing) if update.partial else update
+
+
+def _completed(update: ModelUpdate, standing: Standing) -> ModelUpdate:
+    """Read the epoch and version of a frame: the newest that end in its bits.
+
+    No base is older than 2^16 versions (strategy.max_staleness), so that there is no choice.
+    """
+    return replace(
+        update,
+        epoch=Epoch(_newest(update.epoch, 16, standing.epoch)),
+        base_version=ModelVersion(_newest(update.base_version, 1 << 16, standing.version)),
+        partial=False,
+    )
+
+
+def _newest(rest: int, modulus: int, now: int) -> int:
+    """The highest number up to `now` with this remainder; one that is to come if there is none."""
+    found = now - (now - rest) % modulus
+    return found if found >= 0 else rest
 
 
 def admit(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Contribution | Rejected:
@@ -104,7 +124,7 @@ def _refusal(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Rejec
         return Rejected(Reason.WRONG_SHARD, f"shard {arrived.shard} is not {arrived.device}'s")
     if update.epoch != standing.epoch:
         return Rejected(Reason.WRONG_EPOCH, f"epoch {update.epoch}, now {standing.epoch}")
-    if update.spec_digest != standing.spec_digest:
+    if update.spec_digest not in {None, standing.spec_digest}:
         return Rejected(Reason.WRONG_SPEC, "trained with other tensors than the task's")
     return _base_refusal(update, standing) or _content_refusal(update, standing)
 
@@ -120,7 +140,7 @@ def _base_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None:
         oldest = min(standing.bases)
         reason = Reason.TOO_STALE if base < oldest else Reason.UNKNOWN_BASE
         return Rejected(reason, f"version {base} is not among the published bases")
-    if digest != update.base_digest:
+    if update.base_digest not in {None, digest}:
         return Rejected(Reason.WRONG_BASE, f"another model than our version {base}")
     return None
 

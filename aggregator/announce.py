@@ -6,24 +6,22 @@ what people watch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
 from aggregator.checkpoint import LivingBlob
+from aggregator.shelf import Blob, in_redis, on_broker
 from aggregator.state import Answer, Changes, Release, TaskState
-from schemas.messages import Manifest, Receipt
+from aggregator.walking import oldest
+from schemas.messages import Receipt
 from schemas.names import DeviceId, ModelVersion
 from schemas.outbox import Record, Say, Spread, Sweep
 from schemas.seal import EVERYBODY, sealed_array
 from schemas.watch import Metrics, Pressure, VersionRecord, Versions
 from schemas.window import SeqWindow
-from schemas.wire import encode_receipt
-
-GENERATIONS: Final = 2
-"""Published blobs kept on the broker: the newest and the one before, for who is in mid-download."""
-
+from schemas.wire import encode_manifest, encode_receipt
 
 CALM: Final = Pressure()
 """What the bridges say when nothing is the matter."""
@@ -53,31 +51,24 @@ class Moves:
     """
 
     after: Shelf
-    spread: tuple[Manifest, ...] = ()
+    spread: tuple[Blob, ...] = ()
     swept: tuple[LivingBlob, ...] = ()
     dropped: tuple[str, ...] = field(default=())
 
 
 def moves(state: TaskState, before: Shelf) -> Moves:
     """Compare what lies where with what the releases need."""
-    wanted = _needed_on_broker(state)
+    wanted = on_broker(state)
     living = {blob.name: blob for blob in before.living}
-    fresh = {m.blob: LivingBlob(m.blob, m.chunks) for m in wanted}
-    kept = tuple(release.named.blob for _, release in sorted(state.releases.items()))
+    fresh = {blob.name: LivingBlob(blob.name, blob.chunks) for blob in wanted}
+    kept = in_redis(state)
+    still = set(kept)
     return Moves(
         after=Shelf(tuple(fresh.values()), kept),
-        spread=tuple(m for m in wanted if m.blob not in living),
+        spread=tuple(blob for blob in wanted if blob.name not in living),
         swept=tuple(blob for name, blob in living.items() if name not in fresh),
-        dropped=tuple(name for name in before.kept if name not in kept),
+        dropped=tuple(name for name in before.kept if name not in still),
     )
-
-
-def _needed_on_broker(state: TaskState) -> list[Manifest]:
-    published = [v for v, r in sorted(state.releases.items()) if r.status == "published"]
-    versions = set(published[-GENERATIONS:]) | set(state.pinned.values())
-    if state.candidate is not None and state.spec is not None and state.spec.gate.canary:
-        versions.add(state.candidate)
-    return [state.releases[v].named for v in sorted(versions) if v in state.releases]
 
 
 def records(
@@ -93,8 +84,8 @@ def records(
     for device in sorted(changes.erased):
         yield Say(f"receipt/{device}", b"", retain=True)
         yield Say(f"state/{device}", b"", retain=True)
-    for manifest in moved.spread:
-        yield Spread(manifest.blob, manifest.chunk_bytes)
+    for fresh in moved.spread:
+        yield Spread(fresh.name, fresh.chunk_bytes)
     if changes.model and (last := state.published) is not None:
         yield Say("model", told(state, last), retain=True)
     for suffix, payload in standing(state, changes).items():
@@ -113,7 +104,7 @@ def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:
         said |= _candidate(state, cleared=changes.spec is not None)
     for device, version in changes.pins.items():
         release = state.releases.get(version) if version is not None else None
-        said[f"model/{device}"] = b"" if release is None else told(state, release)
+        said[f"model/{device}"] = b"" if release is None else told(state, release, pinned=True)
     if changes.releases:
         newest = [version_record(state, r) for _, r in sorted(state.releases.items())]
         said["versions"] = msgspec.json.encode(Versions(state.epoch, tuple(newest)))
@@ -128,10 +119,23 @@ def _candidate(state: TaskState, *, cleared: bool) -> dict[str, bytes]:
     return {} if waiting is None else {"candidate": told(state, waiting)}
 
 
-def told(state: TaskState, release: Release) -> bytes:
+def told(state: TaskState, release: Release, *, pinned: bool = False) -> bytes:
     """A release's manifest as it is published: sealed, where the task asks for checksums."""
+    manifest = _as_of_now(state, release, pinned=pinned) if release.floats else release.manifest
     wants = state.spec is not None and state.spec.codec.checksum
-    return sealed_array(release.manifest, EVERYBODY) if wants else release.manifest
+    return sealed_array(manifest, EVERYBODY) if wants else manifest
+
+
+def _as_of_now(state: TaskState, release: Release, *, pinned: bool) -> bytes:
+    """Name no diffs that are swept; nor such as may be, while a pin holds."""
+    manifest = release.named
+    since = manifest.serial if pinned else oldest(state, manifest.serial)
+    since = max(since, manifest.oldest)
+    return (
+        release.manifest
+        if since == manifest.oldest
+        else encode_manifest(replace(manifest, oldest=since))
+    )
 
 
 def version_record(state: TaskState, release: Release) -> VersionRecord:
@@ -151,6 +155,7 @@ def version_record(state: TaskState, release: Release) -> VersionRecord:
         examples=max((mean.examples for mean in known.means.values()), default=0),
         server=known.server,
         server_examples=known.server_examples,
+        diff_bytes=manifest.ladder[0] if manifest.ladder else 0,
     )
 
 

@@ -4,7 +4,8 @@ Pure. The small part is one JSON document, the vectors are raw little-endian flo
 its top (uint32) and its outcome bytes, a device is one JSON object. Refuses (InvariantError) what
 another arithmetic made, and what a newer fedmq wrote.
 
-Schema 1 knew no releases and no devices: `migrated` makes them from what it had.
+Schema 1 knew no releases and no devices: `migrated` makes them from what it had. Schema 2 knew no
+lattice.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,10 @@ import msgspec
 import numpy as np
 
 from aggregator.fold import FOLD_ID
-from aggregator.state import Changes, DeviceRecord, Release, Sender, Tally, TaskState
+from aggregator.state import Changes, DeviceRecord, Lattice, Release, Sender, Tally, TaskState
 from aggregator.strategies import State
 from schemas.errors import InvariantError
+from schemas.lattice import decode_keyframe, sizes_of
 from schemas.log import EntryId
 from schemas.names import Boot, DeviceId, Epoch
 from schemas.params import Params
@@ -24,11 +26,13 @@ from schemas.task import Phase, TaskSpec
 from schemas.window import SPAN, SeqWindow
 from schemas.wire import decode_manifest
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """How a checkpoint is laid out. A higher number is refused, a lower one migrated."""
 
 _VIEW: Final = "view:"
-_BESIDE: Final = ("fixed", "good")
+_HALF: Final = "half:"
+_KEYFRAME: Final = "keyframe"
+_BESIDE: Final = ("fixed", "good", "origin")
 """Vectors that are the fold's and not the strategy's."""
 
 
@@ -37,6 +41,17 @@ class LivingBlob(msgspec.Struct, frozen=True):
 
     name: str
     chunks: int
+
+
+class LatticeState(msgspec.Struct, frozen=True):
+    """The small part of a Lattice; a rung is (first publication, level, bytes)."""
+
+    name: str
+    drawn: bool
+    chunk_bytes: int
+    first: int
+    rungs: tuple[tuple[int, int, int], ...]
+    newest: tuple[int, ...]
 
 
 class SmallState(msgspec.Struct, frozen=True):
@@ -66,6 +81,8 @@ class SmallState(msgspec.Struct, frozen=True):
     pinned: dict[str, int] = {}
     best: float | None = None
     since_best: int = 0
+    lattice: LatticeState | None = None
+    serial: int = 0
 
 
 def small_state(
@@ -98,7 +115,20 @@ def small_state(
             pinned={str(device): version for device, version in state.pinned.items()},
             best=state.best,
             since_best=state.since_best,
+            lattice=None if state.lattice is None else _small_lattice(state.lattice),
+            serial=state.serial,
         )
+    )
+
+
+def _small_lattice(lattice: Lattice) -> LatticeState:
+    return LatticeState(
+        name=lattice.name,
+        drawn=lattice.drawn,
+        chunk_bytes=lattice.chunk_bytes,
+        first=lattice.first,
+        rungs=tuple((*rung, size) for rung, size in lattice.rungs.items()),
+        newest=lattice.newest,
     )
 
 
@@ -119,13 +149,19 @@ def read_small_state(data: bytes) -> SmallState:
 
 
 def migrated(
-    small: SmallState, manifest: bytes | None, windows: Iterable[str]
+    small: SmallState,
+    manifest: bytes | None,
+    windows: Iterable[str],
+    known: Mapping[str, bytes],
 ) -> tuple[SmallState, dict[str, bytes]]:
     """Bring a checkpoint of an older schema up: (small part, devices).
 
     Schema 1 -> 2: the newest published version becomes the only release; every device that has a
     window is known, though not what it did; ids of codecs are those of the specification.
+    Schema 2 -> 3: nothing that it had has changed.
     """
+    if small.schema == 2:
+        return msgspec.structs.replace(small, schema=SCHEMA), dict(known)
     first_ms = EntryId.parse(small.cursor).ms
     boots: dict[DeviceId, list[int]] = {}
     for device, boot in sorted(map(sender_from_text, windows)):
@@ -158,7 +194,8 @@ def restore(
     devices: Mapping[str, bytes],
 ) -> TaskState:
     """Put a TaskState together again."""
-    arrays = {name: vector_from_bytes(data) for name, data in vectors.items()}
+    walk = {name: data for name, data in vectors.items() if _is_walk(name)}
+    arrays = {name: vector_from_bytes(data) for name, data in vectors.items() if name not in walk}
     model = {
         name: vector
         for name, vector in arrays.items()
@@ -191,20 +228,65 @@ def restore(
         candidate=small.candidate,
         pins=dict(small.pins),
         pinned={DeviceId(k): v for k, v in small.pinned.items()},
+        lattice=_lattice(small.lattice, small.spec, arrays.get("origin"), walk),
+        serial=small.serial,
         best=small.best,
         since_best=small.since_best,
         tally=small.tally,
     )
 
 
+def _lattice(
+    small: LatticeState | None,
+    spec: TaskSpec | None,
+    origin: Params | None,
+    walk: Mapping[str, bytes],
+) -> Lattice | None:
+    if small is None or spec is None or origin is None:
+        return None
+    q, exponents = decode_keyframe(walk[_KEYFRAME], sizes_of(spec.params))
+    halves = {
+        int(name.removeprefix(_HALF)): data for name, data in sorted(walk.items()) if is_half(name)
+    }
+    return Lattice(
+        origin=origin,
+        name=small.name,
+        drawn=small.drawn,
+        q=q,
+        exponents=exponents,
+        keyframe=walk[_KEYFRAME],
+        chunk_bytes=small.chunk_bytes,
+        first=small.first,
+        halves=halves,
+        rungs={(serial, level): size for serial, level, size in small.rungs},
+        newest=small.newest,
+    )
+
+
+def _is_walk(name: str) -> bool:
+    """Whether these bytes are not float32: where the published model stands on its lattice."""
+    return name == _KEYFRAME or is_half(name)
+
+
+def is_half(name: str) -> bool:
+    """Whether this is a diff that waits for its second half."""
+    return name.startswith(_HALF)
+
+
 def changed_vectors(state: TaskState, changes: Changes) -> dict[str, bytes | None]:
     """The vectors to write; None for one to delete."""
     living = dict(state.model.vectors)
     living |= {f"{_VIEW}{version}": view for version, view in state.views.items()}
-    beside = zip(_BESIDE, (state.fixed, state.good), strict=True)
+    lattice = state.lattice
+    origin = None if lattice is None else lattice.origin
+    beside = zip(_BESIDE, (state.fixed, state.good, origin), strict=True)
     living |= {name: vector for name, vector in beside if vector is not None}
+    walk: dict[str, bytes] = {}
+    if lattice is not None:
+        walk[_KEYFRAME] = lattice.keyframe
+        walk |= {f"{_HALF}{level}": diff for level, diff in lattice.halves.items()}
     return {
-        name: vector_to_bytes(living[name]) if name in living else None
+        name: vector_to_bytes(living[name]) if name in living else walk.get(name)
         for name in sorted(changes.vectors)
     }
 

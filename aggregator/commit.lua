@@ -3,7 +3,7 @@
 --
 -- KEYS  1 checkpoint  2 arrays  3 windows  4 devices  5 versions  6 standing  7 out  8 dead
 --       9 holder  10 spec  11 manifest  12 metrics  13 blobs  14 log  15 origin
---       then the blobs to keep, then the blobs to delete
+--       then pairs of a blob's old name and its new one, the blobs to keep, the blobs to delete
 -- ARGV  1 holder token  2 serial before  3 redis run_id  4 MessagePack of the commit
 --       5 which life of the task this is: a deleted one must not write into its namesake
 --
@@ -35,8 +35,13 @@ if commit.spec then redis.call('SET', KEYS[10], commit.spec) end
 if commit.manifest then redis.call('SET', KEYS[11], commit.manifest) end
 redis.call('SET', KEYS[12], commit.metrics)
 
-for i, bytes in ipairs(commit.blobs) do redis.call('SET', KEYS[15 + i], bytes) end
-for i = 16 + #commit.blobs, #KEYS do redis.call('DEL', KEYS[i]) end
+local at = 15
+for i = 1, commit.renamed do
+  if redis.call('EXISTS', KEYS[at + 1]) == 1 then redis.call('RENAME', KEYS[at + 1], KEYS[at + 2]) end
+  at = at + 2
+end
+for i, bytes in ipairs(commit.blobs) do redis.call('SET', KEYS[at + i], bytes) end
+for i = at + 1 + #commit.blobs, #KEYS do redis.call('DEL', KEYS[i]) end
 
 for i, fields in ipairs(commit.out) do
   redis.call('XADD', KEYS[7], serial .. '-' .. i, unpack(fields))

@@ -245,7 +245,10 @@ class Fold:
         state = self.state
         spec = spec_from_json(json)
         self._check_tensors(spec)
-        if state.spec is None and spec.params.wire_size != spec.params.size:
+        first = state.spec is None
+        if state.spec is not None:
+            spec = msgspec.structs.replace(spec, init=state.spec.init)
+        if first and spec.params.wire_size != spec.params.size:
             whole = state.model.vectors["params"]
             state.fixed = whole.copy()
             self.changes.vectors.add("fixed")
@@ -262,6 +265,7 @@ class Fold:
         state.codecs = tuple(sorted({*state.codecs, codec_id_of(spec)}))
         state.sealed = state.sealed or spec.codec.checksum
         self._obey(spec)
+        self._publisher.choose_lattice(spec, first=first)
         if strategy.views and not state.views:
             self._publisher.begin_anew()  # it mixes against published models: publish one now
         self.changes.vectors.update(old.vectors.keys() | kept.keys())
@@ -360,7 +364,7 @@ class Fold:
             msg = "an update before the first specification"
             raise InvariantError(msg)
         record = self._hear(entry_id, arrived)
-        header, arrived = self._opened(arrived, self._standing.spec)
+        header, arrived = self._opened(arrived, self._standing)
         if isinstance(header, Rejected):
             self._bury(entry_id, arrived, header, record)
             self._observe(entry_id, arrived.device, None, int(header.reason))
@@ -389,14 +393,16 @@ class Fold:
         answer = Answer(header.boot, header.seq, outcome, stand_in)
         self.changes.answers[arrived.device] = answer
 
-    def _opened(self, arrived: Arrived, spec: TaskSpec) -> tuple[ModelUpdate | Rejected, Arrived]:
+    def _opened(
+        self, arrived: Arrived, standing: Standing
+    ) -> tuple[ModelUpdate | Rejected, Arrived]:
         """Who the message says it is, and the message without its seal."""
         if self.state.sealed:
-            found = without_seal(arrived, required=spec.codec.checksum)
+            found = without_seal(arrived, required=standing.spec.codec.checksum)
             if isinstance(found, Rejected):
                 return found, arrived
             arrived = found
-        return read_header(arrived, spec.max_update_bytes), arrived
+        return read_header(arrived, standing), arrived
 
     def _join(self, device: DeviceId, boot: Boot, record: DeviceRecord, ms: int) -> None:
         """A new spool: the oldest of too many of one device is forgotten."""

@@ -62,7 +62,7 @@ class Judge:
                 await self._measure(self._evaluate, release, spec)
 
     async def _measure(self, evaluate: Evaluate, release: Release, spec: ParamSpec) -> None:
-        blob = await self._store.blob(release.named.blob)
+        blob = await self._store.blob(release.params_blob)
         if blob is None:
             return
         try:

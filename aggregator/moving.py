@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from aggregator.archive import Backup
-from aggregator.checkpoint import SCHEMA, migrated
+from aggregator.checkpoint import SCHEMA, SmallState, is_half, migrated
+from aggregator.state import NO_DIFFS
 from aggregator.store import as_bytes
 from aggregator.tasks import (
     check_epoch,
@@ -50,8 +51,8 @@ async def export_task(redis: Redis, task: TaskName) -> Backup:
     backup = Backup(task, int(now[0]) * 1000, as_bytes(small), as_bytes(origin))
     state = backup.state
     if state.schema < SCHEMA:
-        state, known = migrated(state, manifest, windows)
-    names = [release.named.blob for release in state.releases]
+        state, known = migrated(state, manifest, windows, known)
+    names = _needed(state)
     blobs: Any = {name: await redis.get(keys.blob(name)) for name in names}
     if None in blobs.values():  # a version was swept meanwhile: there is a newer checkpoint
         return await export_task(redis, task)
@@ -84,7 +85,7 @@ async def import_task(
         remedy = f"{number} must be above {state.epoch}, the file's: devices ignore a lower one"
         raise ConfigError("epoch", remedy)
     await until_cleared(redis, task)
-    small = msgspec.structs.replace(state, living=(), kept=tuple(backup.blobs))
+    small = msgspec.structs.replace(_without_diffs(state), living=(), kept=tuple(backup.blobs))
     pipe: Any
     async with redis.pipeline(transaction=True) as pipe:
         await pipe.watch(keys.origin, LEAVING)
@@ -100,7 +101,8 @@ async def import_task(
         pipe.hset(keys.checkpoint, mapping={"serial": "1", "small": msgspec.json.encode(small)})
         for key, mapping in _maps(keys, backup):
             for name, value in mapping.items():
-                pipe.hset(key, name, value)
+                if key != keys.arrays or not is_half(name):
+                    pipe.hset(key, name, value)
         for name, blob in backup.blobs.items():
             pipe.set(keys.blob(name), blob)
         cursor = EntryId.parse(state.cursor)
@@ -113,6 +115,23 @@ async def import_task(
                 "task", f"{task!r} was created or deleted in this very moment"
             ) from exc
     return number
+
+
+def _needed(state: SmallState) -> list[str]:
+    """The blobs that make a task whole; diffs do not: it comes back under another epoch."""
+    names = [name for release in state.releases for name in release.blobs]
+    if state.lattice is not None and not state.lattice.drawn:
+        names.append(state.lattice.name)
+    return list(dict.fromkeys(names))
+
+
+def _without_diffs(state: SmallState) -> SmallState:
+    """Begin the ladder anew: no diff from before leads on."""
+    if state.lattice is None:
+        return state
+    newest = max(0, state.serial - 1)
+    fresh = msgspec.structs.replace(state.lattice, first=newest, rungs=(), newest=NO_DIFFS)
+    return msgspec.structs.replace(state, lattice=fresh)
 
 
 def _maps(keys: TaskKeys, backup: Backup) -> list[tuple[str, Any]]:

@@ -12,8 +12,12 @@ import msgspec
 import numpy as np
 
 from aggregator.gate import deadline_ms, verdict, with_figure
-from aggregator.state import Ledger, Publication, Release, TaskState
+from aggregator.shelf import in_redis
+from aggregator.state import Lattice, Ledger, Publication, Release, TaskState
+from aggregator.walking import begin_ladder, begun, halves_of, oldest, published_part, walk_on
 from schemas.evaluation import Evaluation
+from schemas.ladder import blob_name, keyframe_name
+from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Epoch, ModelVersion
 from schemas.params import Params, base_digest, model_digest, settled_in
@@ -87,14 +91,12 @@ class Publisher:
         waits = spec.gate.holds and state.published is not None and not at_once
         waits = waits and state.proposed is not None
         version = state.model.version
-        part = state.model.vectors["params"]
-        whole = settled_in(spec.params, part if state.fixed is None else state.fixed, part)
-        manifest, blob = _packed(spec, state.epoch, version, whole)
+        manifest, part, floats = self._again(version) or self._fresh(spec, version)
         state.proposed, state.published_ms = version, ms
         self._keep_view(version, part)
         packed = encode_manifest(manifest)
-        self._keep(Release(version, ms, packed, "candidate", state.tally.folded))
-        changes.publications.append(Publication(manifest, blob))
+        updates = state.tally.folded
+        self._keep(Release(version, ms, packed, "candidate", updates, floats=floats))
         if spec.gate.canary or not waits:
             state.bases[version] = base_digest(manifest.model_digest)
         if not waits:
@@ -102,8 +104,64 @@ class Publisher:
         else:
             state.candidate = version
             changes.candidate = True
+            changes.model |= self._outran_published()
             self._ledger.tell(ms, "proposed", digest=manifest.model_digest.hex()[:16])
         self._let_go(spec)
+
+    def _fresh(self, spec: TaskSpec, version: int) -> tuple[Manifest, Params, str]:
+        """The model as it is now: its manifest, what travels of it, where its parameters lie."""
+        state, changes = self._state, self._ledger.changes
+        lattice = state.lattice
+        if lattice is None:
+            part = state.model.vectors["params"]
+            manifest, blob = _plain(spec, state.epoch, version, self._whole(spec, part))
+            changes.publications.append(Publication(manifest, blob, manifest.blob))
+            return manifest, part, ""
+        self._walk(spec, lattice)
+        part = published_part(lattice, spec.params)
+        whole, floats = self._whole(spec, part), f"f{state.epoch}-{version}"
+        manifest = _on_lattice(spec, state, lattice, version, whole)
+        changes.publications.append(Publication(manifest, _blob(whole), floats))
+        changes.beside[manifest.blob] = lattice.keyframe
+        return manifest, part, floats
+
+    def _again(self, version: int) -> tuple[Manifest, Params, str] | None:
+        """The same for a version that was proposed in this epoch already, as it was then.
+
+        One version is never two models: what is on a lattice is not walked on, and what is not is
+        not brought onto it.
+        """
+        state = self._state
+        known = state.releases.get(version)
+        if known is None or (state.lattice is None and not known.floats):
+            return None
+        if known.params_blob not in {f"f{state.epoch}-{version}", f"k{state.epoch}-{version}"}:
+            return None
+        part = state.model.vectors["params"]
+        if state.spec is not None and state.lattice is not None and known.floats:
+            part = published_part(state.lattice, state.spec.params)
+        return known.named, part, known.floats
+
+    def _walk(self, spec: TaskSpec, lattice: Lattice) -> None:
+        """Be the next publication, and keep the diffs that lead to it."""
+        state, changes = self._state, self._ledger.changes
+        before = halves_of(lattice)
+        made = walk_on(lattice, spec, state.model.vectors["params"], state.serial)
+        state.serial += 1
+        changes.vectors |= {"keyframe", *(before ^ halves_of(lattice))}
+        changes.beside |= {blob_name(state.epoch, *rung): diff for rung, diff in made.items()}
+
+    def _whole(self, spec: TaskSpec, part: Params) -> Params:
+        """What travels, in its place between what does not."""
+        return _settled(self._state, spec, part)
+
+    def _outran_published(self) -> bool:
+        """Whether the manifest that everybody has names diffs that were swept."""
+        last = self._state.published
+        if last is None or not last.floats:
+            return False
+        manifest = last.named
+        return oldest(self._state, manifest.serial) > manifest.oldest
 
     def decide(self, spec: TaskSpec, version: int, ms: int, *, publish: bool) -> Params | None:
         """People decide about the version that waits; about another one they come too late."""
@@ -172,9 +230,13 @@ class Publisher:
         spare = [version for version in sorted(state.releases) if version not in needed]
         for version in spare[: max(0, len(state.releases) - spec.publish.keep)]:
             del state.releases[version]
-        names = {release.named.blob for release in state.releases.values()}
-        kept = self._ledger.changes.publications
-        kept[:] = [publication for publication in kept if publication.manifest.blob in names]
+        changes = self._ledger.changes
+        kept = changes.publications
+        if len(kept) > 1:  # what waits for its commit is bounded
+            names = set(in_redis(state))
+            kept[:] = [publication for publication in kept if publication.name in names]
+            for name in changes.beside.keys() - names:
+                del changes.beside[name]
 
     def _keep_view(self, version: int, params: Params) -> None:
         """Keep the published model for strategies that mix against it, and drop the oldest."""
@@ -251,10 +313,47 @@ class Publisher:
         state, changes = self._state, self._ledger.changes
         state.epoch = epoch
         self.begin_anew()
+        if state.lattice is not None:
+            changes.vectors |= halves_of(state.lattice)
+            begin_ladder(state.lattice, state.serial)
         for release in list(state.releases.values()):
-            manifest = encode_manifest(replace(release.named, epoch=epoch))
-            self._keep(msgspec.structs.replace(release, manifest=manifest))
+            manifest = replace(release.named, epoch=epoch)
+            if release.floats:
+                manifest = self._moved(manifest)
+            self._keep(msgspec.structs.replace(release, manifest=encode_manifest(manifest)))
         changes.pins |= state.pinned
+
+    def _moved(self, manifest: Manifest) -> Manifest:
+        """Devices find a keyframe by epoch and version: give it its name in the new epoch."""
+        changes = self._ledger.changes
+        old, new = manifest.blob, keyframe_name(manifest.epoch, manifest.version)
+        if old in changes.beside:
+            changes.beside[new] = changes.beside.pop(old)
+        else:
+            first = next((was for was, now in changes.renamed.items() if now == old), old)
+            changes.renamed[first] = new
+        return replace(manifest, blob=new)
+
+    # -- the lattice -----------------------------------------------------------------------
+
+    def choose_lattice(self, spec: TaskSpec, *, first: bool) -> None:
+        """Walk on a lattice from here on, or no longer; `first`: nothing was folded before.
+
+        W0 is the model as it is now. Who switches it on again begins with another one.
+        """
+        state, changes = self._state, self._ledger.changes
+        if spec.publish.lattice and state.lattice is None:
+            part = state.model.vectors["params"]
+            whole = self._whole(spec, part)
+            drawn = first and spec.init is not None
+            state.lattice = begun(spec, whole, part, drawn=drawn, serial=state.serial)
+            changes.vectors |= {"origin", "keyframe"}
+            if not drawn:
+                changes.beside[state.lattice.name] = _blob(whole)
+        elif not spec.publish.lattice and state.lattice is not None:
+            changes.vectors |= {"origin", "keyframe", *halves_of(state.lattice)}
+            state.lattice = None
+            changes.model = changes.candidate = True  # what they name is swept
 
     def begin_anew(self) -> None:
         """No old base holds, nothing waits: the model as it is now is published at once."""
@@ -265,13 +364,31 @@ class Publisher:
         state.candidate = state.proposed = None
 
 
-def _packed(spec: TaskSpec, epoch: Epoch, version: int, params: Params) -> tuple[Manifest, bytes]:
-    """A model's manifest and its bytes: little-endian float32."""
-    blob = params.astype("<f4", copy=False).tobytes()
+def model_now(state: TaskState, spec: TaskSpec) -> Params:
+    """All of the model that bears the newest version: as devices have it, if they were to."""
+    part, release = state.model.vectors["params"], state.releases.get(state.model.version)
+    newest = release is not None and state.proposed == release.version and release.floats
+    if newest and state.lattice is not None:
+        part = published_part(state.lattice, spec.params)
+    return _settled(state, spec, part)
+
+
+def _settled(state: TaskState, spec: TaskSpec, part: Params) -> Params:
+    return settled_in(spec.params, part if state.fixed is None else state.fixed, part)
+
+
+def _blob(params: Params) -> bytes:
+    """Little-endian float32."""
+    return params.astype("<f4", copy=False).tobytes()
+
+
+def _plain(spec: TaskSpec, epoch: Epoch, version: int, whole: Params) -> tuple[Manifest, bytes]:
+    """A model that travels as it is: its manifest and its bytes."""
+    blob = _blob(whole)
     manifest = Manifest(
         epoch=epoch,
         version=ModelVersion(version),
-        model_digest=model_digest(spec.params.digest, params),
+        model_digest=model_digest(spec.params.digest, whole),
         spec_digest=spec.params.digest,
         codec=0,
         blob=f"k{epoch}-{version}",
@@ -280,6 +397,28 @@ def _packed(spec: TaskSpec, epoch: Epoch, version: int, params: Params) -> tuple
         chunk_bytes=spec.publish.chunk_bytes,
     )
     return manifest, blob
+
+
+def _on_lattice(
+    spec: TaskSpec, state: TaskState, lattice: Lattice, version: int, whole: Params
+) -> Manifest:
+    """The manifest of the newest publication on a lattice."""
+    serial = state.serial - 1
+    return Manifest(
+        epoch=state.epoch,
+        version=ModelVersion(version),
+        model_digest=model_digest(spec.params.digest, whole),
+        spec_digest=spec.params.digest,
+        codec=KEYFRAME,
+        blob=keyframe_name(state.epoch, ModelVersion(version)),
+        blob_digest=b"",
+        blob_bytes=len(lattice.keyframe),
+        chunk_bytes=lattice.chunk_bytes,
+        serial=serial,
+        oldest=oldest(state, serial),
+        origin="" if lattice.drawn else lattice.name,
+        ladder=lattice.newest,
+    )
 
 
 def params_of(blob: bytes) -> Params:

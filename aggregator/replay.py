@@ -19,14 +19,14 @@ import msgspec
 import numpy as np
 
 from aggregator.fold import FOLD_ID, Decided, Fold
-from aggregator.publishing import params_of
+from aggregator.publishing import model_now, params_of
 from aggregator.segments import Logged
 from aggregator.state import Changes, TaskState
 from schemas.delta import Delta, Dense
 from schemas.errors import ConfigError, FedmqError, InvariantError
 from schemas.log import Arrived, DeviceErased, Entry, EntryId, ModelSet, SpecSet, from_fields
 from schemas.names import DeviceId
-from schemas.params import Params, model_digest, settled_in
+from schemas.params import Params, model_digest
 from schemas.task import TaskSpec
 
 
@@ -252,9 +252,7 @@ class Replay:
         if state.model.version != version:
             remedy = f"{version} cannot be had: this history holds {state.model.version} next"
             raise ConfigError("until", remedy)
-        part = state.model.vectors["params"]
-        whole = settled_in(spec.params, part if state.fixed is None else state.fixed, part)
-        return Model(version, spec, whole.copy())
+        return Model(version, spec, model_now(state, spec).copy())
 
 
 def check_fold(file: str, fold_id: str) -> None:

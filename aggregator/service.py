@@ -253,7 +253,7 @@ async def _fold_on(
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
             continue
-        await asyncio.to_thread(_apply, fold, entries)
+        await asyncio.to_thread(_apply, fold, entries, monotonic() + settings.lease_s / 4)
         changes = fold.take_changes()
         committed = await store.commit(
             fold.state,
@@ -299,11 +299,14 @@ def _bytes(body: Body) -> int:
     return 64
 
 
-def _apply(fold: Fold, entries: Sequence[Entry]) -> None:
-    """Fold entries, but not on and on while published models wait for their commit."""
+def _apply(fold: Fold, entries: Sequence[Entry], until: float) -> None:
+    """Fold entries, but not on and on: published models wait for their commit, and the lease.
+
+    A large model takes milliseconds a version, and the smallest updates come by the hundred.
+    """
     for entry in entries:
         fold.apply(entry)
-        if sum(len(each.blob) for each in fold.changes.publications) > PUBLISHED_BYTES:
+        if monotonic() > until or fold.changes.blob_bytes > PUBLISHED_BYTES:
             return
 
 

@@ -6,12 +6,14 @@ written and said at the next commit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from aggregator.strategies import State
 from schemas.evaluation import Judgement
+from schemas.lattice import LEVELS, Ints
 from schemas.log import EntryId
 from schemas.messages import Manifest
 from schemas.names import Boot, DeviceId, Epoch
@@ -82,6 +84,7 @@ class Release(msgspec.Struct, frozen=True):
         status: `published`, `candidate` (waits for a judgement), `held` (back) or `withdrawn`.
         updates: folded until then.
         judgement: how good it was found.
+        floats: the blob with its parameters; empty: the manifest's own.
     """
 
     version: int
@@ -90,11 +93,31 @@ class Release(msgspec.Struct, frozen=True):
     status: ReleaseStatus
     updates: int
     judgement: Judgement = Judgement()
+    floats: str = ""
 
     @property
     def named(self) -> Manifest:
         """Its manifest as a value."""
-        return decode_manifest(self.manifest)
+        return _decoded(self.manifest)
+
+    @property
+    def params_blob(self) -> str:
+        """The blob that holds its parameters as float32, whatever the devices fetch."""
+        return self.floats or self.named.blob
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """All that must be kept of it."""
+        if not self.floats:
+            return (self.named.blob,)
+        manifest = self.named
+        return (self.floats, manifest.blob, *filter(None, [manifest.origin]))
+
+
+@lru_cache(maxsize=1024)
+def _decoded(manifest: bytes) -> Manifest:
+    """Read a manifest; the few releases of a task are looked at again and again."""
+    return decode_manifest(manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +146,46 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A version whose parameters are to be kept: its manifest and its blob."""
+    """A version whose parameters are to be kept: its manifest, and float32 bytes by their name."""
 
     manifest: Manifest
     blob: bytes
+    name: str
+
+
+NO_DIFFS: Final = (0,) * LEVELS
+"""Of no level is there a diff."""
+
+
+@dataclass(slots=True)
+class Lattice:
+    """Where the published model walks: V = W0 + 2^-m q, with m for every tensor that travels.
+
+    Attributes:
+        origin: what travels of W0, float32, shape (wire_size,).
+        name: the blob of the whole W0.
+        drawn: whether devices draw W0 themselves: then it is not retained.
+        q: int32, shape (wire_size,).
+        exponents: m.
+        keyframe: both as they are published.
+        chunk_bytes: of every blob, for as long as this lattice is walked on.
+        first: the publication with which the ladder of diffs begins.
+        halves: level -> the diff that waits for its second half.
+        rungs: (first publication, level) -> bytes, of every diff that is retained.
+        newest: bytes of the newest diff of each level; 0: there is none.
+    """
+
+    origin: Params
+    name: str
+    drawn: bool
+    q: Ints
+    exponents: tuple[int, ...]
+    keyframe: bytes
+    chunk_bytes: int
+    first: int
+    halves: dict[int, bytes] = field(default_factory=dict)
+    rungs: dict[tuple[int, int], int] = field(default_factory=dict)
+    newest: tuple[int, ...] = NO_DIFFS
 
 
 @dataclass(slots=True)
@@ -143,6 +202,8 @@ class Changes:
         events: what happened, for people.
         spec: the specification to publish.
         publications: what is to be kept, oldest first.
+        beside: other blobs that are to be kept, by name.
+        renamed: blobs that were kept under another name -> under which they are from now on.
         model: whether the manifest for everybody is another one.
         candidate: whether the manifest for canary devices is another one.
         pins: devices that are held at a version, or no longer (None).
@@ -160,11 +221,19 @@ class Changes:
     events: list[Event] = field(default_factory=list)
     spec: bytes | None = None
     publications: list[Publication] = field(default_factory=list)
+    beside: dict[str, bytes] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     model: bool = False
     candidate: bool = False
     pins: dict[DeviceId, int | None] = field(default_factory=dict)
     erased: set[DeviceId] = field(default_factory=set)
     allowed: set[DeviceId] = field(default_factory=set)
+
+    @property
+    def blob_bytes(self) -> int:
+        """What waits to be kept, in bytes."""
+        beside = sum(map(len, self.beside.values()))
+        return beside + sum(len(each.blob) for each in self.publications)
 
 
 @dataclass(slots=True)
@@ -193,6 +262,8 @@ class TaskState:
         candidate: the version that waits for a judgement.
         pins: tag (or device) -> the version that those who bear it are held at.
         pinned: devices that are held -> at which version.
+        lattice: where the published model walks; None: it is what was folded.
+        serial: of the next publication on a lattice.
         best: the best figure of [finish].metric so far; `since_best`: published versions since.
         tally: the counters.
     """
@@ -218,6 +289,8 @@ class TaskState:
     candidate: int | None = None
     pins: dict[str, int] = field(default_factory=dict)
     pinned: dict[DeviceId, int] = field(default_factory=dict)
+    lattice: Lattice | None = None
+    serial: int = 0
     best: float | None = None
     since_best: int = 0
     tally: Tally = field(default_factory=Tally)

@@ -39,6 +39,7 @@ from aggregator.checkpoint import (
     vector_from_bytes,
 )
 from aggregator.settings import AggregatorSettings
+from aggregator.shelf import fresh, renamed
 from aggregator.state import Changes, DeadLetter, TaskState, origin_state
 from redis_session.lease import Lease
 from schemas.errors import InvariantError
@@ -189,7 +190,7 @@ class TaskStore:
             small, known = read_small_state(checkpoint[b"small"]), _texts(devices)
             old = small.schema < SCHEMA
             if old:
-                small, known = migrated(small, manifest, _texts(windows))
+                small, known = migrated(small, manifest, _texts(windows), known)
             state = restore(small, _texts(arrays), _texts(windows), known)
             shelf = Shelf(small.living, small.kept)
             serial = int(checkpoint[b"serial"])
@@ -320,7 +321,7 @@ class TaskStore:
         return replace(position, serial=position.serial + 1, shelf=moved.after, migrated=False)
 
     def _commit_keys(self, changes: Changes, moved: Moves) -> list[str]:
-        keys = self._keys
+        keys, kept = self._keys, frozenset(moved.after.kept)
         return [
             keys.checkpoint,
             keys.arrays,
@@ -337,7 +338,8 @@ class TaskStore:
             keys.blobs,
             keys.log,
             keys.origin,
-            *(keys.blob(publication.manifest.blob) for publication in changes.publications),
+            *(keys.blob(name) for pair in renamed(changes, kept).items() for name in pair),
+            *(keys.blob(name) for name in fresh(changes, kept)),
             *(keys.blob(name) for name in moved.dropped),
         ]
 
@@ -347,7 +349,7 @@ def _document(
 ) -> dict[str, object]:
     """What commit.lua is told."""
     vectors = changed_vectors(state, changes)
-    said = standing(state, changes)
+    said, kept = standing(state, changes), frozenset(moved.after.kept)
     document: dict[str, object] = {
         "small": small_state(state, moved.after.living, moved.after.kept),
         "vectors": {name: data for name, data in vectors.items() if data is not None},
@@ -361,9 +363,10 @@ def _document(
         },
         "standing": {suffix: payload for suffix, payload in said.items() if payload},
         "gone_standing": [suffix for suffix, payload in said.items() if not payload],
-        "spread": {m.blob: str(m.chunk_bytes) for m in moved.spread},
+        "spread": {blob.name: str(blob.chunk_bytes) for blob in moved.spread},
         "swept": [blob.name for blob in moved.swept],
-        "blobs": [publication.blob for publication in changes.publications],
+        "renamed": len(renamed(changes, kept)),
+        "blobs": list(fresh(changes, kept).values()),
         "metrics": metrics_json(state, pressure),
         "out": [
             _flat(record_fields(record)) for record in records(state, changes, moved, pressure)

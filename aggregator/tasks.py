@@ -8,11 +8,11 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from redis.asyncio import Redis
 
 from aggregator.checkpoint import (
@@ -26,14 +26,15 @@ from aggregator.state import DeviceRecord
 from aggregator.store import as_bytes, pack_for_lua
 from schemas.delta import peak
 from schemas.errors import ConfigError, InvariantError
+from schemas.initial import initial_params
 from schemas.keys import EPOCHS, LEAVING, TASKS, TaskKeys
 from schemas.log import Body, EntryId, SpecSet, from_fields, to_fields
 from schemas.messages import Manifest
 from schemas.names import DeviceId, TaskName, is_name
 from schemas.outbox import End, Record, Say, Sweep
 from schemas.outbox import to_fields as record_fields
-from schemas.params import Params
-from schemas.task import TaskSpec, checked_spec, spec_from_json, spec_to_json
+from schemas.params import Params, model_digest
+from schemas.task import InitOptions, TaskSpec, checked_spec, spec_from_json, spec_to_json
 
 EPOCH_HOURS: Final = 4
 EPOCH_ZERO_S: Final = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -96,6 +97,8 @@ async def create_task(
         raise ConfigError("init", remedy)
     if not isfinite(peak(params)):
         raise ConfigError("init", "holds NaN or infinity; nothing can be trained from it")
+    if spec.init is not None and not _draws(spec, spec.init, params):
+        spec = msgspec.structs.replace(spec, init=None)
 
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
@@ -107,6 +110,12 @@ async def create_task(
         raise ConfigError("task", f"{task!r} exists already; choose another name")
     if done == b"leaving":
         raise not_cleared(task)
+
+
+def _draws(spec: TaskSpec, init: InitOptions, params: Params) -> bool:
+    """Whether devices find these parameters themselves."""
+    rng = np.random.Generator(np.random.PCG64(init.seed))
+    return vector_to_bytes(initial_params(spec.params, init, rng)) == vector_to_bytes(params)
 
 
 async def until_cleared(redis: Redis, task: TaskName) -> None:
@@ -210,16 +219,22 @@ async def kept_model(redis: Redis, task: TaskName, version: int) -> PublishedMod
     found = {release.version: release for release in small.releases}
     blob: Any = None
     if version in found:
-        blob = await redis.get(TaskKeys(task).blob(found[version].named.blob))
+        blob = await redis.get(TaskKeys(task).blob(found[version].params_blob))
     if blob is None:
         kept = ", ".join(map(str, sorted(found))) or "none yet"
         remedy = f"{version} is not kept (there are {kept}); publish.keep says how many are"
         raise ConfigError("version", remedy)
     manifest = found[version].named
-    if sha256(blob).digest() != manifest.blob_digest:
-        msg = f"blob {manifest.blob} does not have the digest of its manifest"
+    params = vector_from_bytes(blob)
+    if small.spec is None or not _proves(manifest, small.spec, params):
+        msg = f"blob {found[version].params_blob} does not have the digest of its manifest"
         raise InvariantError(msg)
-    return PublishedModel(manifest, vector_from_bytes(blob))
+    return PublishedModel(manifest, params)
+
+
+def _proves(manifest: Manifest, spec: TaskSpec, params: Params) -> bool:
+    """Whether a manifest tells of these parameters; it may tell only the beginning of a digest."""
+    return model_digest(spec.params.digest, params).startswith(manifest.model_digest)
 
 
 async def task_spec(redis: Redis, task: TaskName) -> TaskSpec | None:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from edge_agent import disk
+from edge_agent.allowance import told
 from edge_agent.conditions.looking import Unmet, looking
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import read_only, with_local
@@ -33,11 +34,13 @@ from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
 from schemas.errors import ConfigError
+from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq, TaskName, device_id, task_name
 from schemas.params import Params, model_digest
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
+from schemas.uplink import read_uplink
 from schemas.watch import DeviceState
 from schemas.wire import decode_manifest, encode_manifest
 
@@ -210,6 +213,11 @@ class Agent:
         return self._spool.load("manifest") == encode_manifest(self._model.manifest)
 
     @property
+    def held_s(self) -> float:
+        """How long until what is due may go up, of the bytes a day that the task allows."""
+        return self._link.held_s
+
+    @property
     def resting(self) -> str:
         """Why nothing is trained from the model that is here; empty while that is not known."""
         return self._resting if self._rests_on is self._model else ""
@@ -272,10 +280,12 @@ class Agent:
         raw = self._spool.load("params")
         if raw is None or len(raw) != 4 * spec.params.size:
             return None
-        if manifest.codec != 0 or manifest.spec_digest != spec.params.digest:
+        if manifest.codec not in (0, KEYFRAME):
+            return None
+        if not spec.params.digest.startswith(manifest.spec_digest):  # all of it, or its beginning
             return None
         params = np.frombuffer(raw, dtype="<f4")
-        if model_digest(spec.params.digest, params) != manifest.model_digest:
+        if not model_digest(spec.params.digest, params).startswith(manifest.model_digest):
             return None
         return params.astype(np.float32, copy=False)
 
@@ -311,6 +321,9 @@ class Agent:
             why = f"{self.open_updates} updates wait for their Receipt"
             log.warning("outbox_full: %s", why)
             await self._rest(why)
+        elif held_s := self._held_s(spec):
+            why = f"the uplink's allowance: {told(held_s)} until the next packet"
+            await self._rest(why, held_s)
         elif unmet := await self._times_are_bad(spec):
             await self._wait_for_better_times(unmet)
         else:
@@ -330,6 +343,13 @@ class Agent:
         bound = self._spool.disk_mb * disk.MB
         room = disk.room_for_updates(bound, spec)
         return not bound or self._spool.open_bytes + disk.update_bytes(spec) <= room
+
+    def _held_s(self, spec: TaskSpec) -> float:
+        """How long until one more update may go up, behind those that wait to be sent."""
+        if not read_uplink(spec.uplink).day_bytes:
+            return 0.0
+        waiting = [len(each.message) for each in self._spool.open_updates() if not each.sent]
+        return self._link.next_s(spec, waiting)
 
     async def _rest(self, why: str, longest_s: float | None = None) -> None:
         """Wait for news, but not longer than this."""
@@ -359,7 +379,6 @@ class Agent:
 
     async def _train_on(self, model: Adopted, spec: TaskSpec) -> None:
         """Train from one base; go on while the update is unsent and no newer model is here."""
-        before = self._rounds.residual
         state = Round(model.params)
         while state.number < spec.train.rounds_per_base and self._model is model:
             if self._draining:
@@ -369,7 +388,7 @@ class Agent:
             if state.number and await self._times_are_bad(spec):
                 return
             try:
-                state = await asyncio.to_thread(self._rounds.one, model, spec, state, before)
+                state = await asyncio.to_thread(self._rounds.one, model, spec, state)
             except (ConfigError, DiskFull):
                 raise
             except Exception as exc:

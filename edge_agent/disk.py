@@ -7,8 +7,11 @@ above the size at which it is written back.
 
 from typing import Final
 
+from schemas.codecs import codec_by_name
+from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
 from schemas.task import TaskSpec
+from schemas.uplink import read_uplink
 
 MB: Final = 1 << 20
 PAGE: Final = 4096
@@ -49,10 +52,19 @@ def chunks_on_pages(manifest: Manifest) -> int:
     return number * (PAGE // (PAGE // (size + _ROW)) + _ROW)
 
 
+def blob_bytes_most(manifest: Manifest, spec: TaskSpec) -> int:
+    """The largest blob that can be a model of a task: its parameters, or a keyframe of them."""
+    if manifest.codec != KEYFRAME:
+        return 4 * spec.params.size
+    # Rice codes may take a few bits more than the numbers themselves, and every tensor has a head
+    return 5 * spec.params.wire_size + 16 * len(spec.params.tensors) + 64
+
+
 def fixed_bytes(spec: TaskSpec) -> int:
     """What a task takes without any update: model, its chunks, residual, tensors of its own."""
     model, local = 4 * spec.params.size, _local_bytes(spec)
-    return _TABLES + on_pages(model) + on_pages(model * 5 // 4) + _left_bytes(spec) + local
+    chunks = on_pages(model * 5 // 4)
+    return _TABLES + _model_bytes(spec) + _origin_bytes(spec) + chunks + _left_bytes(spec) + local
 
 
 def room_for_updates(bound: int, spec: TaskSpec) -> int:
@@ -62,13 +74,14 @@ def room_for_updates(bound: int, spec: TaskSpec) -> int:
 
 def update_bytes(spec: TaskSpec) -> int:
     """What the largest possible update of a task takes."""
-    return on_pages(spec.max_update_bytes)
+    most = read_uplink(spec.uplink).message_bytes or spec.max_update_bytes
+    return on_pages(min(most, spec.max_update_bytes))
 
 
 def megabytes_needed(spec: TaskSpec) -> int:
     """The least bound in which a device can take part: one update at a time."""
     largest = max(
-        on_pages(4 * spec.params.size),
+        _model_bytes(spec),
         _left_bytes(spec) + _local_bytes(spec) + update_bytes(spec),
     )
     in_file = fixed_bytes(spec) + update_bytes(spec)
@@ -77,8 +90,21 @@ def megabytes_needed(spec: TaskSpec) -> int:
     return -(-max(in_file * 8 // 5, in_log * 16 // 5) // MB)
 
 
+def _model_bytes(spec: TaskSpec) -> int:
+    """The parameters and, of a model that walks on a lattice, their place there."""
+    place = on_pages(4 * spec.params.wire_size) if spec.publish.lattice else 0
+    return on_pages(4 * spec.params.size) + place
+
+
+def _origin_bytes(spec: TaskSpec) -> int:
+    """Where the lattice begins, when that cannot be drawn from a seed."""
+    return on_pages(4 * spec.params.size) if spec.publish.lattice and spec.init is None else 0
+
+
 def _left_bytes(spec: TaskSpec) -> int:
-    return on_pages(4 * spec.params.wire_size)
+    """The residual; with error feedback the one from before the newest update, too."""
+    kept = 2 if codec_by_name(spec.codec.name).error_feedback else 1
+    return kept * on_pages(4 * spec.params.wire_size)
 
 
 def _local_bytes(spec: TaskSpec) -> int:

@@ -68,7 +68,14 @@ async def exchange_now(
 ) -> Exchanged:
     """The same in a running event loop, on a connection of its own or the user's."""
     agent = Agent(settings, trainer, spool, unmet=unmet, connection=connection)
-    linked, before = False, agent.open_updates
+    linked, before, resting = False, agent.open_updates, ""
+    until = asyncio.get_running_loop().time() + within_s
+
+    def is_done() -> bool:
+        """Nothing is open, or what is due may not go up before time is up."""
+        left_s = until - asyncio.get_running_loop().time()
+        return not agent.open_updates or agent.held_s > left_s
+
     made, replaced = agent.created, agent.replaced
     async with agent:
         try:
@@ -77,10 +84,13 @@ async def exchange_now(
                 linked = True
                 await agent.until(lambda: agent.caught_up)
                 await agent.until(lambda: bool(agent.resting))
+                resting = agent.resting
                 agent.drain()
-                await agent.until(lambda: not agent.open_updates)
+                await agent.until(is_done)
         except TimeoutError:
             agent.drain()
         left = agent.open_updates
         fresh = (agent.created - made) - (agent.replaced - replaced)
-        return Exchanged(linked, agent.version, before + fresh - left, left, agent.resting)
+        return Exchanged(
+            linked, agent.version, before + fresh - left, left, resting or agent.resting
+        )

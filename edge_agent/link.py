@@ -9,14 +9,15 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, time
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from edge_agent import disk
-from edge_agent.download import assemble, fits, next_window
-from edge_agent.offers import Channel, Offers
+from edge_agent.allowance import from_disk, publish_bytes, to_disk
+from edge_agent.compressor import may_restore, restored
+from edge_agent.fetching import Fetcher, wait
+from edge_agent.offers import Channel
 from edge_agent.restraint import Restraint
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import DiskFull, OpenUpdate, Spool
@@ -25,15 +26,16 @@ from mqtt_session.address import address_of
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Inbound, LinkError
 from schemas.errors import ConfigError, WireError
-from schemas.messages import Manifest
+from schemas.messages import Receipt
 from schemas.names import Boot, DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, Reason, outcome_name
-from schemas.seal import EVERYBODY, opened, sealed
+from schemas.seal import SEAL_BYTES, opened, sealed
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
+from schemas.uplink import read_uplink
 from schemas.watch import Busy, DeviceState
 from schemas.window import is_settled
-from schemas.wire import decode_manifest, decode_receipt, encode_manifest
+from schemas.wire import decode_receipt
 
 log = logging.getLogger("fedmq.agent")
 
@@ -96,16 +98,12 @@ class Link:
         self._rng = rng
         self._on_news = on_news
         self._resend = Backoff(settings.resend_s, settings.resend_longest_s)
-        self._again = Backoff(settings.silence_s, settings.resend_longest_s)
-        self._wanted: Manifest | None = None
-        self._offers = Offers(canary=False)
-        self._seals = False
+        self._fetcher = Fetcher(settings, topics, device, spool, on_news=on_news)
+        self._spec: TaskSpec | None = None
+        self._allowance = from_disk(spool.load("allowance"), time(), monotonic())
+        self._held_until: float | None = None
         self._restraint = Restraint(rng)
-        self._refused: Manifest | None = None
         self._wake_sender = asyncio.Event()
-        self._wake_fetcher = asyncio.Event()
-        self._chunks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-        self._refusals = 0
         self._banned_at: float | None = None
 
     @property
@@ -114,6 +112,25 @@ class Link:
         if self._banned_at is None:
             return 0.0
         return max(0.0, self._banned_at + BANNED_S - monotonic())
+
+    @property
+    def held_s(self) -> float:
+        """How long until what is due may go up, of the bytes a day that the task allows."""
+        return 0.0 if self._held_until is None else max(0.0, self._held_until - monotonic())
+
+    def next_s(self, spec: TaskSpec, waiting: Iterable[int]) -> float:
+        """How long until one more update may go up, behind messages of so many bytes."""
+        topic, budget = self._topics.up(self._device), read_uplink(spec.uplink)
+        seal = SEAL_BYTES if spec.codec.checksum else 0
+        most = budget.message_bytes
+        one_more = publish_bytes(topic, most) if most else self._allowance.packet
+        size = one_more + sum(publish_bytes(topic, each + seal) for each in waiting)
+        return self._allowance.wait_s(size, budget.day_bytes, monotonic())
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether this connection has told which model counts, and none has to be fetched."""
+        return self.online and self._fetcher.caught_up
 
     def wake(self) -> None:
         """There is something to send."""
@@ -130,7 +147,7 @@ class Link:
             msg = f"disk_full: {exc}"
             raise LinkError(msg) from exc
         finally:
-            self.online = False
+            self.online, self._held_until = False, None
 
     async def _say_goodbye(self, session: Connection) -> None:
         """Say what the will would: after a clean DISCONNECT the broker keeps the will to itself."""
@@ -145,26 +162,21 @@ class Link:
     async def _act(self, session: Connection) -> None:
         """Say hello, then fetch and send; the listener beside it notices when the link ends."""
         topics = self._topics
-        spec = self._stored_spec()
+        spec = self._spec = self._stored_spec()
         canary = spec is not None and in_canary(self._device, spec.gate.canary)
-        self._offers = Offers(canary=canary)
-        self._seals = spec is not None and spec.codec.checksum
+        self._fetcher.begin(canary=canary)
         self._restraint = Restraint(self._rng)
         own = [topics.busy, topics.pin(self._device), topics.receipt(self._device), topics.spec]
-        await session.subscribe([*own, self._channel_topic], qos=1)
+        await session.subscribe([*own, self._fetcher.channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
         await self._on_news()
         log.info("connected mqtt=%s", address_of(self._settings))
         if spec is None:
             log.info("waiting task=%s: nothing is published yet", self._settings.task)
-        await together(self._fetch(session), self._send(session))
+        await together(self._fetcher.run(session), self._send(session))
 
     # -- listening -------------------------------------------------------------------------
-
-    @property
-    def _channel_topic(self) -> str:
-        return self._topics.candidate if self._offers.canary else self._topics.model
 
     async def _listen(self, session: Connection) -> None:
         while True:
@@ -182,7 +194,7 @@ class Link:
             topics.model: "model",
         }
         if message.topic in channels:
-            self._hear_manifest(channels[message.topic], payload)
+            self._fetcher.hear(channels[message.topic], payload)
         elif message.topic == topics.receipt(self._device):
             await self._settle(payload)
         elif message.topic == topics.busy:
@@ -192,19 +204,20 @@ class Link:
         elif message.topic == topics.spec:
             await self._obey(session, payload)
         else:
-            self._chunks.put_nowait((message.topic, payload))
+            self._fetcher.take(message.topic, payload)
 
     async def _obey(self, session: Connection, payload: bytes) -> None:
         """Follow another specification; it also tells whether this device is a canary."""
         spec = device_spec_from_json(payload)
         await asyncio.to_thread(self._spool.save, spec=payload)
-        self._seals = spec.codec.checksum
+        self._spec = spec
         canary = in_canary(self._device, spec.gate.canary)
-        if canary != self._offers.canary:
-            await session.unsubscribe([self._channel_topic])
-            self._offers.canary = canary
-            await session.subscribe([self._channel_topic], qos=1)
-        self._wake_fetcher.set()
+        if canary != self._fetcher.canary:
+            await session.unsubscribe([self._fetcher.channel_topic])
+            self._fetcher.canary = canary
+            await session.subscribe([self._fetcher.channel_topic], qos=1)
+        self._fetcher.wake()
+        self._wake_sender.set()  # more may go up now
         await self._on_news()
 
     def _stored_spec(self) -> TaskSpec | None:
@@ -234,136 +247,31 @@ class Link:
             reason = outcome_name(receipt.outcome)
             log.warning("update_rejected seq=%d reason=%s", receipt.seq, reason)
         await self._bar(banned=receipt.outcome == Reason.BANNED)
-
-        def settled(seq: Seq) -> bool:
-            return is_settled(seq, receipt.low, receipt.settled)
-
-        if await asyncio.to_thread(self._spool.settle, receipt.boot, settled):
-            self._wake_fetcher.set()  # a model may fit now that did not
+        if await asyncio.to_thread(self._settled, receipt):
+            self._fetcher.wake()  # a model may fit now that did not
             await self._on_news()
+
+    def _settled(self, receipt: Receipt) -> list[Seq]:
+        """What a Receipt settles of this device's updates; what it refuses is made good."""
+        spec = self._spec
+        restores = spec is not None and may_restore(spec.train, receipt.outcome)
+
+        def restore(message: bytes, residual: bytes | None) -> bytes | None:
+            assert spec is not None  # noqa: S101 - see above
+            return restored(message, residual, spec.params.wire_size)
+
+        return self._spool.settle(
+            receipt.boot,
+            lambda seq: is_settled(seq, receipt.low, receipt.settled),
+            refused=None if receipt.outcome == FOLDED else Seq(receipt.seq),
+            restore=restore if restores else None,
+        )
 
     async def _bar(self, *, banned: bool) -> None:
         """Note what the newest receipt says of this device."""
         if banned or self._banned_at is not None:
             self._banned_at = monotonic() if banned else None
             await self._on_news()
-
-    # -- fetching --------------------------------------------------------------------------
-
-    def _hear_manifest(self, channel: Channel, payload: bytes) -> None:
-        """Note what a channel offers, and want what counts now."""
-        plain = opened(payload, EVERYBODY)
-        self._offers.hear(channel, decode_manifest(plain) if plain else None)
-        if self._offers.counts is None:
-            return
-        source = (self._spool.load("channel") or b"model").decode()
-        wanted = self._offers.wanted(self._stored_manifest(), source)
-        if wanted != self._wanted:
-            self._wanted = wanted
-            self._wake_fetcher.set()
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether this connection has told which model counts, and none has to be fetched."""
-        return self.online and self._offers.counts is not None and self._wanted is None
-
-    def _stored_manifest(self) -> Manifest | None:
-        raw = self._spool.load("manifest")
-        return None if raw is None else decode_manifest(raw)
-
-    async def _fetch(self, session: Connection) -> None:
-        """Fetch the newest wanted model in windows, resuming from the chunks that are here."""
-        if self._wanted is not None:
-            self._wake_fetcher.set()
-        while True:
-            await self._wake_fetcher.wait()
-            self._wake_fetcher.clear()
-            manifest = self._wanted
-            if manifest is None or manifest == self._stored_manifest() or not self._fits(manifest):
-                continue
-            if not await asyncio.to_thread(self._has_room_for, manifest):
-                continue
-            if await self._fetch_blob(session, manifest):
-                self._refusals = 0
-                if self._wanted is manifest:
-                    self._wanted = None
-                await self._on_news()
-            elif self._wanted is manifest:  # swept, lost by the broker, or wrong
-                self._wanted = None
-                pinned = self._offers.channel == "pin"
-                again = self._topics.pin(self._device) if pinned else self._channel_topic
-                await session.subscribe([again], qos=1)
-
-    def _fits(self, manifest: Manifest) -> bool:
-        """Whether a blob of this size can be a model of the task; not before its spec is here."""
-        spec = self._stored_spec()
-        if spec is None:
-            return False
-        bound = 4 * spec.params.size
-        if manifest.blob_bytes > bound:
-            size = manifest.blob_bytes
-            log.warning("model_refused version=%d bytes=%d above=%d", manifest.version, size, bound)
-        return manifest.blob_bytes <= bound
-
-    def _has_room_for(self, manifest: Manifest) -> bool:
-        """Whether a model fits below the disk's bound; told once of each."""
-        size = manifest.blob_bytes
-        if self._spool.room_for_model(disk.chunks_on_pages(manifest), size):
-            return True
-        if manifest != self._refused:
-            told = "model_refused version=%d bytes=%d: no room for it within disk_mb=%d"
-            log.warning(told, manifest.version, size, self._spool.disk_mb)
-            self._refused = manifest
-        return False
-
-    async def _fetch_blob(self, session: Connection, manifest: Manifest) -> bool:
-        """Fetch one blob; False when its chunks do not come or another model is wanted."""
-        have = await asyncio.to_thread(self._spool.chunks, manifest.blob)
-        while window := next_window(manifest, have):
-            chunks = await self._fetch_window(session, manifest, window)
-            await asyncio.to_thread(self._spool.add_chunks, manifest.blob, chunks.items())
-            have |= chunks
-            if len(chunks) < len(window):
-                return False
-            if self._wanted is not manifest:
-                self._wake_fetcher.set()
-                return False
-        try:
-            blob = assemble(manifest, have)
-        except WireError as exc:
-            log.warning("model_refused version=%d error=%s", manifest.version, exc)
-            await asyncio.to_thread(self._spool.drop_chunks)
-            self._refusals += 1  # it may be as wrong the next time: do not spend the link on it
-            await _wait(self._wake_fetcher, self._again.bound_s(self._refusals))
-            return False
-        await asyncio.to_thread(self._adopt, manifest, blob)
-        return True
-
-    def _adopt(self, manifest: Manifest, blob: bytes) -> None:
-        packed, source = encode_manifest(manifest), self._offers.source(manifest)
-        self._spool.save(manifest=packed, params=blob, channel=source.encode())
-        self._spool.drop_chunks()
-
-    async def _fetch_window(
-        self, session: Connection, manifest: Manifest, window: list[int]
-    ) -> dict[int, bytes]:
-        """Ask for some chunks by their exact topics and wait until they come, or silence."""
-        places = {self._topics.chunk(manifest.blob, index): index for index in window}
-        found: dict[int, bytes] = {}
-        await session.subscribe(list(places), qos=1)
-        try:
-            async with asyncio.timeout(self._settings.silence_s) as patience:
-                while len(found) < len(window):
-                    topic, data = await self._chunks.get()
-                    index = places.get(topic, -1)
-                    if fits(manifest, index, data):
-                        found[index] = data
-                        now = asyncio.get_running_loop().time()
-                        patience.reschedule(now + self._settings.silence_s)
-        except TimeoutError:
-            log.info("silence blob=%s: reading the manifest again", manifest.blob)
-        await session.unsubscribe(list(places))
-        return found
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -377,22 +285,57 @@ class Link:
             now = monotonic()
             for update in updates:
                 due.setdefault((update.boot, update.seq), self._first_due(update, now))
+            held_s = 0.0
             for update in sorted(updates, key=lambda u: due[u.boot, u.seq]):
                 name = update.boot, update.seq
                 if due[name] > now or self._restraint.left_s(monotonic()):
                     break
-                if await asyncio.to_thread(self._spool.mark_sent, *name):
-                    await session.publish(self._topics.up(self._device), self._said(update))
+                message = self._said(update)
+                if held_s := self._allowance.wait_s(
+                    self._packet(message), self._daily, monotonic()
+                ):
+                    break
+                if await self._mark_sent(name, message):
+                    await session.publish(self._topics.up(self._device), message)
                     self._restraint.sent(monotonic())
                     tries[name] = tries.get(name, 0) + 1
                     due[name] = monotonic() + self._pause(tries[name])
+            await self._hold(held_s)
             now = monotonic()
             nearest = min((due[u.boot, u.seq] for u in updates), default=now + 3600.0)
-            await _wait(self._wake_sender, max(nearest - now, self._restraint.left_s(now)))
+            longest = max(nearest - now, self._restraint.left_s(now), held_s)
+            await wait(self._wake_sender, longest)
+
+    @property
+    def _daily(self) -> float:
+        """Bytes that may go up in a day; 0: no bound."""
+        return 0.0 if self._spec is None else read_uplink(self._spec.uplink).day_bytes
+
+    def _packet(self, message: bytes) -> int:
+        return publish_bytes(self._topics.up(self._device), len(message))
+
+    def _wait_s(self, message: bytes) -> float:
+        return self._allowance.wait_s(self._packet(message), self._daily, monotonic())
+
+    async def _mark_sent(self, name: Identity, message: bytes) -> bool:
+        """Note that a message goes up, and what may go up after it; False: it was replaced."""
+        left = self._allowance.without(self._packet(message), self._daily, monotonic())
+        record = to_disk(left, time()) if self._daily else None
+        if not await asyncio.to_thread(self._spool.mark_sent, *name, allowance=record):
+            return False
+        self._allowance = left
+        return True
+
+    async def _hold(self, held_s: float) -> None:
+        """Note for how long what is due must wait, or that nothing must any more."""
+        before, self._held_until = self._held_until, monotonic() + held_s if held_s else None
+        if (before is None) != (self._held_until is None):
+            await self._on_news()
 
     def _said(self, update: OpenUpdate) -> bytes:
         """An update as it goes out: sealed, when the task asks for it now."""
-        return sealed(update.message, self._device) if self._seals else update.message
+        seals = self._spec is not None and self._spec.codec.checksum
+        return sealed(update.message, self._device) if seals else update.message
 
     def _first_due(self, update: OpenUpdate, now: float) -> float:
         """At once; one that was sent before leaves its Receipt a moment to arrive."""
@@ -400,12 +343,3 @@ class Link:
 
     def _pause(self, tries: int) -> float:
         return self._resend.bound_s(tries) * self._rng.uniform(0.8, 1.2)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, but not longer than this."""
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -7,16 +7,36 @@
 A pin counts before the others; a canary listens to `candidate` instead of `model`. Everybody's
 channel only goes up (a broker that was restored may retain an older manifest); the other two may
 go back, and so may a device that comes from them.
+
+Of a model that walks on a lattice every manifest tells how to get there at that time; the model is
+the same one while epoch, version, serial number and digest are.
 """
 
 from typing import Final, Literal, TypeAlias
 
+from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
 
 Channel: TypeAlias = Literal["pin", "candidate", "model"]
 
 CHANNELS: Final[tuple[Channel, ...]] = ("model", "candidate", "pin")
 """A manifest that came from several counts as everybody's."""
+
+
+def is_lattice(manifest: Manifest) -> bool:
+    """Whether a model is given by its place on a lattice, and others lead there by diffs."""
+    return manifest.codec == KEYFRAME
+
+
+def is_same(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests are of one model."""
+    if is_lattice(one) and is_lattice(other):
+        return _model(one) == _model(other)
+    return one == other
+
+
+def _model(manifest: Manifest) -> tuple[object, ...]:
+    return manifest.epoch, manifest.version, manifest.serial, manifest.model_digest
 
 
 class Offers:
@@ -58,4 +78,4 @@ class Offers:
             return offered if offered.epoch > stored.epoch else None
         if self.channel == "model" and source == "model":
             return offered if offered.version > stored.version else None
-        return offered if offered != stored else None
+        return None if is_same(offered, stored) else offered

@@ -4,13 +4,14 @@ Everything here runs in a worker thread; what survives is on the disk before it 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import numpy as np
 
 from edge_agent.compressor import compress
 from edge_agent.conditions.budget import seconds_of
+from edge_agent.header import headed, payload_bytes
 from edge_agent.local_model import answered, local_bytes, read_only, with_local
 from edge_agent.spool import Base, Spool
 from edge_agent.trainer import Evaluator, Trainer, TrainResult
@@ -99,22 +100,14 @@ class Rounds:
         self._watts = watts
         self._on_created = on_created
         self._begun = spool.created
-        raw = spool.load("residual")
-        self._residual: Params | None = None if raw is None else np.frombuffer(raw, dtype="<f4")
 
-    @property
-    def residual(self) -> Params | None:
-        """What the codec has left out so far; every round on one base starts from the same."""
-        return self._residual
-
-    def one(self, model: Adopted, spec: TaskSpec, state: Round, before: Params | None) -> Round:
+    def one(self, model: Adopted, spec: TaskSpec, state: Round) -> Round:
         """Do one round, and put its update into the spool.
 
         Args:
             model: the base.
             spec: the task.
             state: what the round before has left, or `Round(model.params)`.
-            before: the residual when training on this base began.
 
         Returns:
             Where it stands now; `state` itself when the round before was sent meanwhile.
@@ -130,21 +123,16 @@ class Rounds:
         found = self._evaluated(spec, tensors) if not state.number else state.found
         result = self._trainer.train(tensors, seconds_of(spec.train, self._watts), rng)
         params = answered(spec.params, model.params, result.tensors)
-        made = self._spool_update(
-            model,
-            spec,
-            result,
-            params=params,
-            before=before,
-            replaces=state.seq,
-            found=found,
-            rng=rng,
-        )
-        if made is None:  # the round before was sent while this one ran: it stays alone
-            return state
-        seq, message = made
-        self._on_created(self._spool.boot, seq, state.seq, message)
-        return Round(params, state.number + 1, seq, found)
+        while True:
+            made = self._spool_update(
+                model, spec, result, params=params, replaces=state.seq, found=found, rng=rng
+            )
+            if made is not None:
+                seq, message = made
+                self._on_created(self._spool.boot, seq, state.seq, message)
+                return Round(params, state.number + 1, seq, found)
+            if state.seq is not None and not self._spool.is_unsent(self._spool.boot, state.seq):
+                return state  # the round before was sent while this one ran: it stays alone
 
     def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
         """What the trainer finds of the global model, as metrics of the update."""
@@ -160,46 +148,46 @@ class Rounds:
         result: TrainResult,
         *,
         params: Params,
-        before: Params | None,
         replaces: Seq | None,
         found: Mapping[str, float],
         rng: "np.random.Generator",
     ) -> tuple[Seq, bytes] | None:
+        """Encode by what is left behind and make the update; None when either is no longer so."""
         codec = codec_by_name(spec.codec.name)
-        delta = travelling(spec.params, params) - travelling(spec.params, model.params)
-        sent = compress(delta, before, codec, Ask(spec.codec, gain=spec.gain), rng)
         room = METRICS_MAX - len(found)
-        metrics = dict(list(result.metrics.items())[:room]) | dict(found)
-
+        update = headed(
+            ModelUpdate(
+                epoch=model.manifest.epoch,
+                boot=self._spool.boot,
+                seq=self._spool.next_seq,
+                base_version=model.manifest.version,
+                base_digest=base_digest(model.manifest.model_digest),
+                spec_digest=spec.params.short_digest,
+                codec=codec.codec_id,
+                num_examples=result.num_examples,
+                payload=b"",
+                metrics=dict(list(result.metrics.items())[:room]) | dict(found),
+            ),
+            spec,
+        )
+        delta = travelling(spec.params, params) - travelling(spec.params, model.params)
+        left = self._spool.left(replaces)
+        before = None if left.residual is None else np.frombuffer(left.residual, dtype="<f4")
+        ask = Ask(spec.codec, payload_bytes(update, spec), spec.gain)
+        sent = compress(delta, before, codec, ask, rng)
         written: list[bytes] = []
 
         def write(seq: Seq) -> bytes:
-            message = encode_update(
-                ModelUpdate(
-                    epoch=model.manifest.epoch,
-                    boot=self._spool.boot,
-                    seq=seq,
-                    base_version=model.manifest.version,
-                    base_digest=base_digest(model.manifest.model_digest),
-                    spec_digest=spec.params.short_digest,
-                    codec=codec.codec_id,
-                    num_examples=result.num_examples,
-                    payload=sent.payload,
-                    metrics=metrics,
-                )
-            )
-            written.append(message)
-            return message
+            written.append(encode_update(replace(update, seq=seq, payload=sent.payload)))
+            return written[-1]
 
-        left = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
+        rest = None if sent.residual is None else sent.residual.astype("<f4").tobytes()
         seq = self._spool.put(
             write,
             base=model.base,
-            residual=left,
+            residual=rest,
             replaces=replaces,
             local=local_bytes(spec.params, params),
+            state=left.state,
         )
-        if seq is None:
-            return None
-        self._residual = sent.residual
-        return seq, written[-1]
+        return None if seq is None else (seq, written[-1])

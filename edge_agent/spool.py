@@ -1,7 +1,9 @@
 """The device's disk: its outbox, its residual, its model. One SQLite file a task.
 
 `synchronous=FULL`: when a method returns, a power cut does not take it back. An update and the
-residual that it leaves behind are written in one transaction. A boot number is drawn for every
+residual that it leaves behind are written in one transaction; the residual from before the newest
+one is kept until that is settled, and taken up again, in one transaction with the settlement, when
+it was refused (docs/decisions/0017). A boot number is drawn for every
 *life* (a spool that is opened), and written down with the life's first update: whatever image of
 the disk a process wakes up with, it makes no identity that was made before
 (docs/decisions/0013). Updates of earlier lives stay as they are until they are settled.
@@ -11,7 +13,7 @@ A file of an older version is brought up in one transaction; one of a newer vers
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Final, TypeAlias
 from zlib import crc32
 
 from edge_agent import disk
+from edge_agent.spool_residual import Left, Residuals, Restore
 from edge_agent.spool_schema import SCHEMA, bring_up, check, version_of
 from schemas.errors import ConfigError
 from schemas.names import Boot, Epoch, ModelVersion, Seq
@@ -98,6 +101,7 @@ class Spool:
         self._lock = Lock()
         self._life: int | None = None
         self._seq = 0
+        self._residuals = Residuals(self._get, self._set, self._drop)
         self.disk_mb = disk_mb
         try:
             self._prepare(path)
@@ -194,6 +198,9 @@ class Spool:
         query = "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)"
         self._db.execute(query, (key, value, crc32(value)))
 
+    def _drop(self, key: str) -> None:
+        self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+
     def _number(self, key: str) -> int:
         return int.from_bytes(self._get(key) or b"", "big")
 
@@ -204,9 +211,24 @@ class Spool:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
 
     def load(self, key: str) -> bytes | None:
-        """Read a named value: `spec`, `manifest`, `channel`, `params`, `residual`."""
+        """Read a named value.
+
+        `spec`, `manifest`, `channel`, `params`, `residual`, `before` (the residual from before the
+        newest update), `allowance`; of a model that walks on a lattice its
+        place, `q` and `exponents`, and its `origin` where that was fetched.
+        """
         with self._held():
             return self._get(key)
+
+    def bytes_of(self, key: str) -> int:
+        """How long a named value is, without reading it; 0: there is none."""
+        with self._held():
+            return self._length(key)
+
+    def _length(self, key: str) -> int:
+        query = "SELECT length(value) FROM meta WHERE key = ?"
+        row = self._db.execute(query, (key,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def save(self, **values: bytes) -> None:
         """Write named values in one transaction."""
@@ -235,6 +257,16 @@ class Spool:
                 and (oldest is None or self._seq + 1 - oldest < SPAN)
             )
 
+    @property
+    def next_seq(self) -> Seq:
+        """The number that the next update of this life gets."""
+        return Seq(self._seq + 1)
+
+    def left(self, replaces: Seq | None = None) -> Left:
+        """The residual for one more update: when it replaces one, from before that."""
+        with self._held():
+            return self._residuals.left(replaces=replaces is not None)
+
     def put(
         self,
         write: Callable[[Seq], bytes],
@@ -243,11 +275,12 @@ class Spool:
         residual: bytes | None,
         replaces: Seq | None = None,
         local: Mapping[str, bytes] | None = None,
+        state: int | None = None,
     ) -> Seq | None:
         """Add an update and its residual, in the place of the one that it contains.
 
-        Returns its number, or None when the one to replace has been sent meanwhile: both would be
-        folded, so nothing is written.
+        Returns its number, or None when nothing is written: the one to replace has been sent
+        meanwhile, so that both would be folded, or the residual was given back something.
 
         Args:
             write: gives the message for the number it gets, under this life's boot.
@@ -255,9 +288,12 @@ class Spool:
             residual: what encoding left behind; None leaves the stored one as it is.
             replaces: an update of this life, from the same base, that this one contains.
             local: tensors that stay on the device, as they are after this training.
+            state: of the residual with which it was encoded (`left`); None: whichever.
         """
         with self._transaction():
-            seq, life = Seq(self._seq + 1), self._life
+            if state not in {None, self._residuals.state}:
+                return None
+            seq, life = self.next_seq, self._life
             if replaces is not None:
                 query = "DELETE FROM updates WHERE life = ? AND seq = ? AND sent = 0"
                 if not self._db.execute(query, (life, replaces)).rowcount:
@@ -272,8 +308,7 @@ class Spool:
             self._set("boot", self.boot.to_bytes(4, "big"))
             self._set("seq", seq.to_bytes(8, "big"))
             self._set("trained", base[0].to_bytes(4, "big") + base[1].to_bytes(4, "big"))
-            if residual is not None:
-                self._set("residual", residual)
+            self._residuals.keep(residual, replaces=replaces is not None)
             rows = list((local or {}).items())
             self._db.executemany("INSERT OR REPLACE INTO local VALUES (?, ?)", rows)
         self._life, self._seq = life, seq
@@ -327,21 +362,49 @@ class Spool:
                 for boot, seq, sent, message in self._db.execute(query)
             ]
 
-    def mark_sent(self, boot: Boot, seq: Seq) -> bool:
-        """Note that an update is about to be sent; False when it was replaced meanwhile."""
+    def mark_sent(self, boot: Boot, seq: Seq, *, allowance: bytes | None = None) -> bool:
+        """Note that an update is about to be sent, and what that leaves to be sent.
+
+        False, and nothing is noted, when it was replaced meanwhile.
+        """
         with self._transaction():
             query = "UPDATE updates SET sent = 1 WHERE boot = ? AND seq = ?"
-            return bool(self._db.execute(query, (boot, seq)).rowcount)
+            is_here = bool(self._db.execute(query, (boot, seq)).rowcount)
+            if is_here and allowance is not None:
+                self._set("allowance", allowance)
+        return is_here
 
-    def settle(self, boot: Boot, is_settled: Callable[[Seq], bool]) -> list[Seq]:
+    def settle(
+        self,
+        boot: Boot,
+        is_settled: Callable[[Seq], bool],
+        *,
+        refused: Seq | None = None,
+        restore: Restore | None = None,
+    ) -> list[Seq]:
         """Forget the *sent* updates of a boot that a Receipt settles, whichever life made them.
 
         An unsent one cannot be settled.
+
+        Args:
+            boot: whose numbers the Receipt speaks of.
+            is_settled: whether it settles a number.
+            refused: the number that it says was refused. If that is the newest update, the residual
+                becomes again what it was before.
+            restore: what was refused is added to the residual instead, whichever update it was.
         """
         with self._transaction():
             query = "SELECT seq FROM updates WHERE boot = ? AND sent = 1 ORDER BY seq"
             rows = self._db.execute(query, (boot,)).fetchall()
             done = [Seq(seq) for (seq,) in rows if is_settled(Seq(seq))]
+            newest = self._newest()
+            if refused in done:
+                query = "SELECT message FROM updates WHERE boot = ? AND seq = ?"
+                (message,) = self._db.execute(query, (boot, refused)).fetchone()
+                is_newest = newest == (boot, refused)
+                self._residuals.refused(message, restore, is_newest=is_newest)
+            if newest is not None and newest[0] == boot and newest[1] in done:
+                self._residuals.settled()
             query = "DELETE FROM updates WHERE boot = ? AND seq = ?"
             self._db.executemany(query, [(boot, seq) for seq in done])
         return done
@@ -355,8 +418,11 @@ class Spool:
             sizes = self._db.execute("SELECT length(message) FROM updates").fetchall()
             return sum(disk.on_pages(size) for (size,) in sizes)
 
-    def room_for_model(self, chunks: int, params: int) -> bool:
-        """Whether chunks, and then the parameters in them, would fit below the bound."""
+    def room_for_model(self, chunks: int, params: int, lattice: int = 0) -> bool:
+        """Whether chunks, and then the parameters in them, would fit below the bound.
+
+        `lattice` is what the place on a lattice takes besides, in bytes.
+        """
         if not self.disk_mb:
             return True
         with self._held():
@@ -364,23 +430,37 @@ class Spool:
             free = (pages + self._pragma("freelist_count")) * disk.PAGE
             query = "SELECT coalesce(sum(length(data)), 0) FROM chunks"
             free += int(self._db.execute(query).fetchone()[0])  # these are kept or make room
-            free += len(self._get("params") or b"")
-        return chunks + disk.on_pages(params) <= free
+            free += self._length("params")
+            free += self._length("q") if lattice else 0
+        needed = disk.on_pages(params) + (disk.on_pages(lattice) if lattice else 0)
+        return chunks + needed <= free
 
     # -- a model in pieces ---------------------------------------------------------------
 
     def add_chunks(self, blob: str, chunks: Iterable[tuple[int, bytes]]) -> None:
         """Keep chunks of a blob, and drop those of any other."""
+        self.keep_pieces({(blob, number): data for number, data in chunks}, of=[blob])
+
+    def keep_pieces(self, pieces: Mapping[tuple[str, int], bytes], *, of: Collection[str]) -> None:
+        """Keep chunks by blob and number, and drop those of any blob that is not in `of`."""
         with self._transaction():
-            self._db.execute("DELETE FROM chunks WHERE blob != ?", (blob,))
-            rows = [(blob, number, data) for number, data in chunks]
+            found = [blob for (blob,) in self._db.execute("SELECT DISTINCT blob FROM chunks")]
+            others = [(blob,) for blob in found if blob not in of]
+            self._db.executemany("DELETE FROM chunks WHERE blob = ?", others)
+            rows = [(blob, number, data) for (blob, number), data in pieces.items()]
             self._db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", rows)
 
     def chunks(self, blob: str) -> dict[int, bytes]:
         """The chunks of a blob that are here."""
+        return self.all_chunks().get(blob, {})
+
+    def all_chunks(self) -> dict[str, dict[int, bytes]]:
+        """All chunks that are here, by blob and number."""
+        found: dict[str, dict[int, bytes]] = {}
         with self._held():
-            query = "SELECT number, data FROM chunks WHERE blob = ?"
-            return dict(self._db.execute(query, (blob,)).fetchall())
+            for blob, number, data in self._db.execute("SELECT blob, number, data FROM chunks"):
+                found.setdefault(blob, {})[number] = data
+        return found
 
     def drop_chunks(self) -> None:
         """Forget all chunks."""

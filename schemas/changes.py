@@ -2,11 +2,13 @@
 
 import tomllib
 from collections.abc import Iterable
+from operator import lt
 from typing import Any
 
 import msgspec
 
 from schemas.errors import ConfigError
+from schemas.lattice import first_exponents
 from schemas.task import TaskFile, TaskSpec, checked_spec, convert
 
 
@@ -22,10 +24,11 @@ def changed_spec(spec: TaskSpec, assignments: Iterable[str]) -> TaskSpec:
         names = path.strip().split(".")
         if not equals or not all(names):
             raise ConfigError("set", f"{text!r} must be TABLE.FIELD=VALUE, as in train.epochs=3")
-        if names[0] in {"params", "phase", "needs"}:
-            raise ConfigError(names[0], "cannot be set: a task keeps its tensors; see task --help")
+        if names[0] in {"params", "init", "phase", "gain", "needs"}:
+            remedy = "cannot be set: a task keeps its tensors and initial model; see task --help"
+            raise ConfigError(names[0], remedy)
         _assign(tables, names, _value(value.strip()))
-    return checked_spec(convert(tables, TaskSpec))
+    return _walks_on(spec, checked_spec(convert(tables, TaskSpec)))
 
 
 def replaced_spec(spec: TaskSpec, file: TaskFile) -> TaskSpec:
@@ -33,7 +36,22 @@ def replaced_spec(spec: TaskSpec, file: TaskFile) -> TaskSpec:
     if file.params is not None and file.params != spec.params:
         remedy = "a task cannot change its tensors; make another task (fedmq task create)"
         raise ConfigError("params", remedy)
-    return file.spec(spec.params)
+    fresh = msgspec.structs.replace(file.spec(spec.params), init=spec.init)
+    return _walks_on(spec, fresh)
+
+
+def _walks_on(old: TaskSpec, new: TaskSpec) -> TaskSpec:
+    """The new specification, if the published model can go on with it. Raises ConfigError."""
+    if not old.publish.lattice or not new.publish.lattice:
+        return new
+    before, after = (first_exponents(old.params, each.publish.step) for each in (old, new))
+    if any(map(lt, after, before)):
+        remedy = "can only be halved while publish.lattice is on; switch it off first"
+        raise ConfigError("publish.step", f"{new.publish.step:g} is a larger step: it {remedy}")
+    if old.publish.chunk_bytes != new.publish.chunk_bytes:
+        remedy = "stays as it is while publish.lattice is on: diffs on the broker have it"
+        raise ConfigError("publish.chunk_bytes", remedy)
+    return new
 
 
 def differences(old: TaskSpec, new: TaskSpec) -> list[tuple[str, object, object]]:

@@ -8,8 +8,9 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from schemas.asking import AskArray, ReplyArray
 from schemas.task import TaskSpec
-from schemas.watch import Busy, DeviceState, Event, Metrics, Versions
+from schemas.watch import Aired, Busy, DeviceState, Event, Metrics, Versions
 from schemas.wire import ManifestArray, ReceiptArray, UpdateArray
 
 Speaker: TypeAlias = Literal["server", "device"]
@@ -112,6 +113,32 @@ CHANNELS: Final = (
         "device",
         "people and the server",
         "A device's birth, farewell or will.",
+    ),
+    Channel(
+        "ask",
+        "ask/{device}",
+        AskArray,
+        "device",
+        "the server",
+        "A device asks for one diff between two publications, in place of several.",
+        retained=False,
+    ),
+    Channel(
+        "reply",
+        "reply/{device}",
+        ReplyArray,
+        "server",
+        "that device",
+        "The diff that was asked for. The array is the header; the diff follows it.",
+        retained=False,
+    ),
+    Channel(
+        "lorawan",
+        "lorawan",
+        Aired,
+        "server",
+        "LoRaWAN adapters",
+        "Which publications there were while an adapter looked: its next life reads it.",
     ),
     Channel("metrics", "metrics", Metrics, "server", "people", "Where the task stands."),
     Channel(

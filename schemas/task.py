@@ -15,7 +15,9 @@ from schemas.codecs import CodecOptions, codec_by_name
 from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.evaluation import Better
+from schemas.lattice import check_step
 from schemas.params import ParamSpec
+from schemas.seal import SEAL_BYTES
 from schemas.uplink import SHORT_HEADER_MAX, read_uplink
 
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -45,7 +47,13 @@ _FOR_DEVICES: Final = (
     "phase",
     "uplink",
     "gain",
+    "init",
+    "publish",
 )
+
+REPORT_BYTES: Final = 256
+"""A message bound below this leaves no room for what a device has measured: loss, and one metric of
+the base, with a header that takes a quarter of it at most."""
 
 SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""
@@ -129,12 +137,17 @@ class PublishOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds: publish at the latest after so many seconds when there is something new; 0: never.
         chunk_bytes: bytes a chunk.
         keep: published versions whose parameters are kept, to pin, compare or roll back to.
+        lattice: publish whole numbers of steps: few bytes from any version to any later one.
+        step: the lattice's, for all tensors: a power of two, which may later be made smaller; 0: by
+            the shape of each tensor.
     """
 
     every: Count = 1
     seconds: NonNegative = 0.0
     chunk_bytes: Annotated[int, msgspec.Meta(ge=64, le=1 << 20)] = 4096
     keep: Annotated[int, msgspec.Meta(ge=2, le=256)] = 8
+    lattice: bool = False
+    step: Annotated[float, msgspec.Meta(ge=0, le=65_536)] = 0.0
 
 
 class LimitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,6 +227,18 @@ class FinishOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: Literal["devices", "server"] = "devices"
 
 
+class InitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[init]`: how the initial model is drawn when no file is given.
+
+    Attributes:
+        kind: `glorot` (uniform for matrices, zero for vectors) or `zeros`.
+        seed: of the generator.
+    """
+
+    kind: Literal["glorot", "zeros"] = "glorot"
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a device must know of a task but the model itself.
 
@@ -224,6 +249,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         phase: where the task is in its life; written by the server alone.
         gain: by how much one fresh update is multiplied before it is added to the model; written by
             the server alone. Unbiased codecs hold themselves down by it.
+        init: how the initial model was drawn, so that a device draws it too; none when it came from
+            a file.
         needs: what a device must understand to take part; written by the server alone.
     """
 
@@ -239,24 +266,13 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uplink: Uplink = ""
     phase: Phase = "running"
     gain: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
+    init: InitOptions | None = None
     needs: tuple[str, ...] = ()
 
     @property
     def max_update_bytes(self) -> int:
         """The bound that holds, in bytes of the whole message."""
         return self.limits.max_update_bytes or 8 * self.params.wire_size + 4096
-
-
-class InitOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[init]`: how the initial model is drawn when no file is given.
-
-    Attributes:
-        kind: `glorot` (uniform for matrices, zero for vectors) or `zeros`.
-        seed: of the generator.
-    """
-
-    kind: Literal["glorot", "zeros"] = "glorot"
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -279,8 +295,13 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uplink: Uplink = ""
     init: InitOptions = InitOptions()
 
-    def spec(self, params: ParamSpec) -> TaskSpec:
-        """Complete the specification with the model's tensors. Raises ConfigError."""
+    def spec(self, params: ParamSpec, *, drawn: bool = False) -> TaskSpec:
+        """Complete the specification with the model's tensors. Raises ConfigError.
+
+        Args:
+            params: the tensors.
+            drawn: whether the initial model was drawn as `init` says, and came from no file.
+        """
         return checked_spec(
             TaskSpec(
                 params=params,
@@ -293,6 +314,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 gate=self.gate,
                 finish=self.finish,
                 uplink=self.uplink,
+                init=self.init if drawn else None,
             )
         )
 
@@ -349,6 +371,7 @@ def checked_spec(spec: TaskSpec) -> TaskSpec:
     """Check what the types alone cannot. Raises ConfigError."""
     codec_by_name(spec.codec.name)
     _check_uplink(spec)
+    check_step(spec.publish.step)
     if not 0 < spec.codec.density <= 1:
         raise ConfigError("codec.density", "must be above 0 and at most 1")
     if spec.publish.every > max(1, spec.strategy.max_staleness):
@@ -367,6 +390,12 @@ def _check_uplink(spec: TaskSpec) -> None:
     """The codec must be able to keep to the budget, with the longest header there is."""
     budget = read_uplink(spec.uplink).message_bytes
     least = codec_by_name(spec.codec.name).least_bytes(spec.params.wire_size) + SHORT_HEADER_MAX
+    least += SEAL_BYTES if spec.codec.checksum else 0
+    if 0 < budget < REPORT_BYTES:
+        for table, judged in (("gate", spec.gate), ("finish", spec.finish)):
+            if judged.metric and judged.by == "devices":
+                remedy = f'messages of {budget} B carry no metrics: use "server", or allow'
+                raise ConfigError(f"{table}.by", f"{remedy} {REPORT_BYTES} B")
     if 0 < budget < least:
         remedy = f'codec.name = "{spec.codec.name}" needs {least} B here; "sq" fits any budget'
         raise ConfigError("uplink", f"{spec.uplink!r} is too small: {remedy}")
@@ -390,6 +419,7 @@ def _needs(spec: TaskSpec) -> tuple[str, ...]:
         "when": conditional,
         "checksum": spec.codec.checksum,
         "uplink": bool(spec.uplink),
+        "lattice": spec.publish.lattice,
     }
     return tuple(need for need in UNDERSTOOD if found.get(need))
 
@@ -420,6 +450,8 @@ def device_spec_from_json(data: bytes) -> TaskSpec:
     found = {name: tables[name] for name in _FOR_DEVICES if name in tables}
     if isinstance(found.get("gate"), dict):
         found["gate"] = {"canary": found["gate"].get("canary", 0.0)}
+    if isinstance(found.get("publish"), dict):
+        found["publish"] = {"lattice": found["publish"].get("lattice", False)}
     return checked_spec(convert(_pruned(found, type_info(TaskSpec)), TaskSpec))
 
 

@@ -73,6 +73,19 @@ class TaskTopics:
         """Retained birth or will of one device."""
         return self.at(f"state/{device}")
 
+    @property
+    def lorawan(self) -> str:
+        """Retained note of which publications a LoRaWAN adapter has known."""
+        return self.at("lorawan")
+
+    def ask(self, device: DeviceId) -> str:
+        """Where a device asks for one diff between two publications."""
+        return self.at(f"ask/{device}")
+
+    def reply(self, device: DeviceId) -> str:
+        """The answer to that, for this device alone."""
+        return self.at(f"reply/{device}")
+
 
 @dataclass(frozen=True, slots=True)
 class UplinkTopic:
@@ -89,6 +102,28 @@ class StateTopic:
 
     task: TaskName
     device: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class AskTopic:
+    """Where a device has asked for a diff; it is this level that tells who is answered."""
+
+    task: TaskName
+    device: DeviceId
+
+
+def ask_filter(prefix: str) -> str:
+    """The filter under which a bridge hears what devices ask."""
+    return f"{prefix}/+/ask/+"
+
+
+def parse_ask(prefix: str, topic: str) -> AskTopic | None:
+    """Read an `ask` topic; None when it is another, or a level is not a name."""
+    match topic.removeprefix(prefix + "/").split("/"):
+        case [task, "ask", device] if topic.startswith(prefix + "/"):
+            if is_name(task) and is_name(device):
+                return AskTopic(TaskName(task), DeviceId(device))
+    return None
 
 
 def state_filter(prefix: str) -> str:

@@ -1,7 +1,8 @@
 """What a device may send: bytes a message, bytes a day, or the name of a link. Pure.
 
     "222 B"                 no message is longer: the encoder fills it
-    "20 kB/day"             so much goes up in 24 hours, re-sends included
+    "20 kB/day"             so much goes up on the average, re-sends included; what a day of silence
+                            has saved may follow at once
     "103 B, 20 kB/day"      both
     "nb-iot", "lora-dr5"    what that link carries at a time, and in a day
 
@@ -24,7 +25,7 @@ class Budget:
 
     Attributes:
         message_bytes: of one message at most; 0: no bound.
-        day_bytes: in 24 hours at most; 0: no bound.
+        day_bytes: in 24 hours, on the average; 0: no bound.
     """
 
     message_bytes: int = 0

@@ -1,4 +1,4 @@
-"""What people watch: the JSON below `metrics`, `versions`, `events`, `state` and `busy`.
+"""What people watch: the JSON below `metrics`, `versions`, `events`, `state`, `busy`, `lorawan`.
 
 Nothing here is needed to take part. A reader passes over fields that it does not know; fields may
 be added, and keep their meaning for ever.
@@ -94,7 +94,7 @@ class Metrics(msgspec.Struct, frozen=True):
     dropped: Count = 0
 
 
-class VersionRecord(msgspec.Struct, frozen=True):
+class VersionRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """One version that was drawn for publication, and how good it was found.
 
     Attributes:
@@ -103,13 +103,14 @@ class VersionRecord(msgspec.Struct, frozen=True):
             a rollback).
         at_ms: when it was drawn, in milliseconds since 1970.
         digest: the first 16 hex digits of model_digest.
-        bytes: of its blob.
+        bytes: of its blob: what a device fetches that has nothing.
         updates_folded: updates in it, since the task's origin.
         devices: that have reported how good they found it.
         metrics: their means, weighted by examples; empty while fewer than evaluate.min_devices.
         examples: held-out examples behind the means.
         server: what the server measured.
         server_examples: on how many examples.
+        diff_bytes: of the diff from the publication before; 0: there is none, and left out.
     """
 
     version: Count
@@ -123,6 +124,7 @@ class VersionRecord(msgspec.Struct, frozen=True):
     examples: Count
     server: dict[str, float]
     server_examples: Count
+    diff_bytes: Count = 0
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -193,3 +195,18 @@ class Busy(msgspec.Struct, frozen=True):
     why: str
     pause_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
     at_ms: AtMs
+
+
+class Aired(msgspec.Struct, frozen=True):
+    """`lorawan`, retained: which publications there were while a LoRaWAN adapter looked.
+
+    A radio names its model by version, diffs go by serial number: with this note a new adapter knows
+    what an earlier one has sent.
+
+    Attributes:
+        epoch: the task's.
+        serials: pairs of a version and its serial number, ascending.
+    """
+
+    epoch: Count
+    serials: Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=256)] = []

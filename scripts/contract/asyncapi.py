@@ -6,20 +6,39 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.asking import Ask, AskArray, Reply, ReplyArray
 from schemas.channels import CHANNELS, Channel
 from schemas.messages import Manifest, ModelUpdate, Receipt
 from schemas.names import NAME_PATTERN
 from schemas.task import TaskSpec
 from schemas.topics import DEFAULT_PREFIX
-from schemas.wire import WIRE, ManifestArray, ReceiptArray, UpdateArray
+from schemas.wire import (
+    SHORT_MANIFEST,
+    WIRE,
+    ManifestArray,
+    ReceiptArray,
+    ShortManifestArray,
+    UpdateArray,
+)
 from scripts.contract.texts import explained, is_struct, leaves_of
 
 EXPLAINED: Final[dict[type, type]] = {
     UpdateArray: ModelUpdate,
     ManifestArray: Manifest,
+    ShortManifestArray: Manifest,
     ReceiptArray: Receipt,
+    AskArray: Ask,
+    ReplyArray: Reply,
 }
 """Where the fields of an array are explained."""
+
+FORMS: Final[dict[type, tuple[type[msgspec.Struct], ...]]] = {
+    ManifestArray: (ManifestArray, ShortManifestArray)
+}
+"""What travels in more than one form."""
+
+FIRST: Final[dict[type, int]] = {ShortManifestArray: SHORT_MANIFEST}
+"""What an array begins with, if not with the wire version."""
 
 LEVELS: Final = {
     "prefix": ("First levels of every topic, 1 to 3.", DEFAULT_PREFIX),
@@ -104,17 +123,22 @@ def _message(channel: Channel) -> dict[str, Any]:
         bare = {"type": "string", "format": "binary"}
         return {"contentType": "application/octet-stream", "payload": bare}
     packed = kind.__struct_config__.array_like
+    forms = [
+        {"$ref": f"#/components/schemas/{plain(each.__name__)}"}
+        for each in FORMS.get(kind, (kind,))
+    ]
     return {
         "title": plain(kind.__name__),
         "contentType": "application/msgpack" if packed else "application/json",
         "summary": channel.summary,
-        "payload": {"$ref": f"#/components/schemas/{plain(kind.__name__)}"},
+        "payload": forms[0] if len(forms) == 1 else {"oneOf": forms},
     }
 
 
 def _schemas() -> dict[str, Any]:
     """Every Struct that travels, as JSON Schema draft 7, which AsyncAPI builds on."""
-    kinds = [channel.payload for channel in CHANNELS if channel.payload is not None]
+    said = [channel.payload for channel in CHANNELS if channel.payload is not None]
+    kinds = [form for kind in said for form in FORMS.get(kind, (kind,))]
     _, found = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     named = {kind.__name__: kind for kind in _all_structs(TaskSpec, *kinds)}
     return {plain(name): _explained(named[name], found[name]) for name in sorted(found)}
@@ -144,8 +168,8 @@ def _explained(kind: type[msgspec.Struct], schema: dict[str, Any]) -> dict[str, 
     if schema.get("type") == "array":
         for field, inner in zip(kind.__struct_fields__, schema["items"], strict=True):
             inner["title"] = field
-            inner["description"] = texts.get(field, f"always {WIRE}")
-        schema["items"][0]["const"] = WIRE
+            inner["description"] = texts.get(field, f"always {FIRST.get(kind, WIRE)}")
+        schema["items"][0]["const"] = FIRST.get(kind, WIRE)
         schema["maxItems"] = 16
     return schema
 
@@ -159,8 +183,11 @@ def _draft7(value: Any) -> Any:
     new = {key: _draft7(inner) for key, inner in value.items()}
     if "prefixItems" in new:
         new["items"] = new.pop("prefixItems")
-    if new.get("contentEncoding") == "base64":  # MessagePack's bin, 32 bytes: nothing is encoded
-        new = {"type": "string", "format": "binary", "minLength": 32, "maxLength": 32}
+    if (
+        new.get("contentEncoding") == "base64"
+    ):  # MessagePack's bin, 8 or 32 bytes: nothing is encoded
+        size = new["minLength"] // 4 * 3 - 1
+        new = {"type": "string", "format": "binary", "minLength": size, "maxLength": size}
     if "$ref" in new and len(new) > 1:
         rest = {key: inner for key, inner in new.items() if key not in {"$ref", "default"}}
         new = {"allOf": [{"$ref": new["$ref"]}], **rest}

@@ -39,8 +39,7 @@ learning_rate = 0.05
 charging = true
 
 [codec]
-name = "topk_int8"
-density = 0.05
+name = "sq"
 
 [gate]
 metric = "accuracy"
@@ -93,7 +92,7 @@ def _table(name: str, kind: type[msgspec.Struct]) -> Iterator[str]:
     """One `[table]`, and the tables within it."""
     sentence, _ = explained(kind)
     sentence = sentence.partition(": ")[2]
-    note = " Read when the task is made, and not kept." if kind is InitOptions else ""
+    note = " Read when the task is made, and then told to devices." if kind is InitOptions else ""
     yield f"## `[{name}]`\n\n{sentence[0].upper()}{sentence[1:]}{note}\n"
     yield "\n".join([*_TABLE_HEAD, *_rows(kind)]) + "\n"
     for field in msgspec.structs.fields(kind):

@@ -20,7 +20,7 @@ from schemas.log import Arrived, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec
-from schemas.task import StalenessOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec, spec_to_json
 from schemas.wire import encode_update
 
 SMALL = 1003  # no multiple of any vector's width
@@ -55,7 +55,9 @@ def payload(label: str, codec: str, size: int) -> bytes:
     return struct.pack("<BfI", 1, 0.0123, count) + gaps + values
 
 
-def log(name: str, kind: str, codec: str, size: int) -> Iterator[Entry | ModelUpdate]:
+def log(
+    name: str, kind: str, codec: str, size: int, *, lattice: bool
+) -> Iterator[Entry | ModelUpdate]:
     """A specification, updates (their base digests are filled in by `run`) and ticks."""
     spec = TaskSpec(
         params=ParamSpec((TensorSpec("w", (size,)),)),
@@ -70,6 +72,7 @@ def log(name: str, kind: str, codec: str, size: int) -> Iterator[Entry | ModelUp
             flush_after_s=0.001,
         ),
         codec=CodecOptions(codec),
+        publish=PublishOptions(lattice=lattice, step=2.0**-12 if lattice else 0.0),
     )
     yield Entry(EntryId(1, 0), SpecSet(spec_to_json(spec)))
     for n in range(UPDATES):
@@ -89,10 +92,11 @@ def log(name: str, kind: str, codec: str, size: int) -> Iterator[Entry | ModelUp
             yield Entry(EntryId(1000 * (n + 2) - 1, 0), Tick())
 
 
-def run(name: str, kind: str, codec: str, size: int) -> bytes:
+def run(name: str, kind: str, codec: str, size: int, *, lattice: bool = False) -> bytes:
     """Fold one log."""
+    published = sha256()
     fold, device, place = Fold(origin_state(Epoch(1), numbers("origin", size))), DeviceId("d"), 0
-    for step in log(name, kind, codec, size):
+    for step in log(name, kind, codec, size, lattice=lattice):
         if isinstance(step, Entry):
             fold.apply(step)
             continue
@@ -103,6 +107,8 @@ def run(name: str, kind: str, codec: str, size: int) -> bytes:
         data = encode_update(ModelUpdate(**fields))
         came = Arrived(device, shard_of(device), data, len(data))
         fold.apply(Entry(EntryId(1000 * place, 1), came))
+        for blob, data in sorted(fold.take_changes().beside.items()):
+            published.update(blob.encode() + data)
     state = fold.state
     if state.tally.folded != UPDATES or state.tally.rejected:
         sys.exit(f"{name}/{kind}/{codec}: not everything was folded: {state.tally}")
@@ -110,6 +116,8 @@ def run(name: str, kind: str, codec: str, size: int) -> bytes:
     for vectors in (state.model.vectors, state.views):
         for key in sorted(vectors):
             hasher.update(str(key).encode() + vectors[key].tobytes())
+    if lattice:
+        hasher.update(published.digest())
     for window in state.windows.values():
         hasher.update(window_to_bytes(window))
     return hasher.digest()
@@ -133,6 +141,7 @@ def total() -> str:
             for kind in KINDS:
                 hasher.update(run(name, kind, codec, SMALL))
         hasher.update(run(name, "polynomial", "float32", LARGE))
+        hasher.update(run(name, "hinge", "float32", SMALL, lattice=True))
     return hasher.hexdigest()
 
 

@@ -18,6 +18,7 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.outcomes import Reason
 from schemas.seal import sealed
+from schemas.short import carried, over_the_air
 from schemas.task import LimitOptions
 from schemas.wire import encode_update
 from tests.aggregator.world import DEVICE, SIZE, TENSORS, World, arrived, encoded, make_spec
@@ -58,7 +59,7 @@ def update(kind="float32", delta=DELTA, **given):
 
 
 def verdict(came: Arrived, place: Standing):
-    header = read_header(came, place.spec.max_update_bytes)
+    header = read_header(came, place)
     return header if isinstance(header, Rejected) else admit(came, header, place)
 
 
@@ -111,7 +112,7 @@ def test_a_number_that_must_be_positive_is_not_0(field):
     refused(encode_update(update(**{field: 0})), Reason.BAD_NUMBER)
 
 
-@pytest.mark.parametrize("codec", [2, 77, 127])
+@pytest.mark.parametrize("codec", [10, 77, 127])
 def test_a_codec_that_this_server_does_not_know_is_unknown(codec):
     refused(encode_update(update(codec=codec)), Reason.UNKNOWN_CODEC)
 
@@ -340,6 +341,121 @@ def test_no_payload_raises_and_what_is_admitted_is_finite(payload, codec):
 @given(place=st.integers(0, 70), value=st.integers(0, 255))
 def test_a_flipped_byte_never_raises(place, value):
     data = bytearray(encode_update(update()))
+    data[place % len(data)] = value
+    assert isinstance(judge(bytes(data)), Rejected | Contribution)
+
+
+# -- short headers ------------------------------------------------------------------------------
+
+
+def short(**given):
+    return encode_update(update(spec_digest=None, **given))
+
+
+def frame(seq=1, **given):
+    return carried(Boot(7), Seq(seq), over_the_air(update(**given)))
+
+
+def test_a_short_header_is_admitted_like_the_long_one():
+    assert verdict(arrived(short()), standing()).base_version == 9
+    assert np.array_equal(judge(short()).delta.values, DELTA)
+
+
+def test_the_digest_of_the_base_covers_the_tensors_that_a_short_header_does_not_tell():
+    refused(short(base_digest=88), Reason.WRONG_BASE)
+    refused(short(epoch=2), Reason.WRONG_EPOCH)
+    refused(short(base_version=11), Reason.FUTURE_BASE)
+
+
+def test_a_frame_is_admitted_with_the_newest_base_that_ends_in_its_bits():
+    answer = judge(frame(base_digest=0))  # no digest travels in it
+    assert isinstance(answer, Contribution)
+    assert (answer.base_version, answer.staleness, answer.num_examples) == (9, 1, 16)
+    far = 3 << 16
+    late = standing(version=far + 2, bases={far - 1: 1, far + 1: 2}, epoch=35)
+    for base in late.bases:
+        came = arrived(frame(epoch=35, base_version=base))
+        assert verdict(came, late).base_version == base
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"epoch": 4}, Reason.WRONG_EPOCH),
+        ({"epoch": 2}, Reason.WRONG_EPOCH),
+        ({"base_version": 11}, Reason.FUTURE_BASE),
+        ({"base_version": 0xFFFF}, Reason.FUTURE_BASE),
+        ({"base_version": 5}, Reason.TOO_STALE),
+        ({"base_version": 7}, Reason.UNKNOWN_BASE),
+        ({"codec": 99}, Reason.UNKNOWN_CODEC),
+        ({"codec": 1}, Reason.WRONG_CODEC),
+        ({"payload": b"short"}, Reason.TRUNCATED),
+    ],
+    ids=str,
+)
+def test_a_frame_is_refused_for_what_any_update_is(given, reason):
+    refused(frame(**given), reason)
+
+
+def test_a_version_from_before_the_bits_began_anew_is_too_stale():
+    late = standing(version=(1 << 16) + 3, bases={0xFFFE: 1, (1 << 16) + 1: 2})
+    answer = verdict(arrived(frame(base_version=4)), late)
+    assert (answer.reason, answer.detail) == (Reason.TOO_STALE, "base 4 is 65535 versions old")
+    assert verdict(arrived(frame(base_version=0xFFFE)), late).reason is Reason.TOO_STALE
+
+
+@pytest.mark.parametrize("form", [short, frame])
+def test_the_head_of_a_short_message_that_was_cut_tells_who_it_was(form):
+    world = World()
+    data = form(payload=bytes(2 * HEAD_BYTES))
+    world.append(arrived(data[:HEAD_BYTES], size=len(data)))
+    assert world.state.tally.rejected == {"oversized": 1}
+    answer = world.changes().answers[DEVICE]
+    assert (answer.boot, answer.seq, answer.outcome) == (7, 1, Reason.OVERSIZED)
+
+
+@pytest.mark.parametrize("form", [short, frame])
+def test_a_short_message_that_cannot_be_read_is_dead_lettered_and_settles_nothing(form):
+    world = World()
+    data = form()
+    world.append(arrived(data[:5]))
+    changes = world.changes()
+    assert [letter.data for letter in changes.dead] == [data[:5]]
+    assert (changes.answers[DEVICE].boot, changes.answers[DEVICE].outcome) == (0, Reason.TRUNCATED)
+
+
+def test_an_update_is_one_in_whichever_form_it_comes():
+    """Who it is stands in device, boot and seq; a frame may be completed otherwise meanwhile."""
+    world = World()
+    whole = world.update()
+    air = carried(whole.boot, whole.seq, over_the_air(whole))
+    for data in (encode_update(whole), encode_update(replace(whole, spec_digest=None)), air):
+        world.append(arrived(data))
+    assert (world.state.tally.folded, world.state.tally.duplicates) == (1, 2)
+    world.send()
+    world.append(arrived(air))
+    assert (world.state.tally.folded, world.state.tally.duplicates) == (2, 3)
+
+
+@pytest.mark.parametrize("form", ["short", "frame"])
+def test_a_sealed_short_message_is_folded_and_an_altered_one_is_corrupt(form):
+    world = World(make_spec(checksum=True))
+    whole = world.update(spec_digest=None)
+    air = carried(whole.boot, whole.seq, over_the_air(whole))
+    data = sealed(encode_update(whole) if form == "short" else air, DEVICE)
+    for place in range(len(data)):
+        altered = bytearray(data)
+        altered[place] ^= 0x10
+        world.append(arrived(bytes(altered)))
+    world.append(arrived(data))
+    assert world.state.tally.rejected == {"corrupt": len(data)}
+    assert world.state.tally.folded == 1
+
+
+@LEAN
+@given(place=st.integers(0, 60), value=st.integers(0, 255), form=st.sampled_from([short, frame]))
+def test_a_flipped_byte_of_a_short_message_never_raises(place, value, form):
+    data = bytearray(form())
     data[place % len(data)] = value
     assert isinstance(judge(bytes(data)), Rejected | Contribution)
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from aggregator.announce import GENERATIONS, Shelf, moves, records
+from aggregator.announce import Shelf, moves, records
 from aggregator.checkpoint import LivingBlob
+from aggregator.shelf import GENERATIONS
 from schemas.log import DeviceErased, DeviceSet, EpochSet, PinSet, SpecSet
 from schemas.messages import Receipt
 from schemas.names import Boot, DeviceId

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from aggregator import service
+from aggregator.fold import Fold, origin_state
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.tasks import create_task, last_commit, published_model, task_spec, task_status
@@ -23,6 +24,7 @@ from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, sh
 from schemas.params import ParamSpec, TensorSpec, base_digest
 from schemas.task import StrategyOptions, TaskSpec
 from schemas.wire import encode_update
+from tests.aggregator.world import EPOCH, World
 
 GOOD, BAD = TaskName("good"), TaskName("bad")
 SPEC = TaskSpec(ParamSpec((TensorSpec("w", (2,)),)))
@@ -55,6 +57,16 @@ async def serving(url: str) -> AsyncIterator[None]:
         assert not running.done()
     finally:
         await end([running])
+
+
+def test_a_batch_ends_early_when_folding_takes_long() -> None:
+    world = World()
+    for _ in range(3):
+        world.send()
+    fold = Fold(origin_state(EPOCH, world.params))
+    for entry in world.log:
+        service._apply(fold, world.log[world.log.index(entry) :], until=0.0)
+        assert fold.state.cursor == entry.id, "one entry at least, and no more"
 
 
 async def published(redis: Redis, task: TaskName) -> None:
@@ -164,7 +176,7 @@ async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeov
             await published(redis, GOOD)
             base = await published_model(redis, GOOD)
             assert base is not None
-            device = DeviceId("d")
+            device, codec = DeviceId("d"), codec_by_name(SPEC.codec.name)
             update = encode_update(
                 ModelUpdate(
                     epoch=Epoch(1),
@@ -173,9 +185,9 @@ async def test_a_clock_that_was_set_back_an_hour_stops_no_deadline_and_no_takeov
                     base_version=ModelVersion(0),
                     base_digest=base_digest(base.manifest.model_digest),
                     spec_digest=SPEC.params.short_digest,
-                    codec=1,
+                    codec=codec.codec_id,
                     num_examples=1,
-                    payload=codec_by_name("topk_int8").encode(
+                    payload=codec.encode(
                         np.ones(2, np.float32),
                         Ask(CodecOptions(density=1.0)),
                         np.random.default_rng(0),

@@ -1,6 +1,6 @@
 """A task in memory: makes real bytes, appends them to a log, folds them as they come."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from aggregator.checkpoint import (
     small_state,
 )
 from aggregator.fold import Fold
-from aggregator.state import Changes, Publication, TaskState, origin_state
+from aggregator.state import Changes, Lattice, Publication, TaskState, origin_state
 from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.log import Arrived, Body, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
@@ -27,6 +27,7 @@ from schemas.task import (
     EvaluateOptions,
     FinishOptions,
     GateOptions,
+    InitOptions,
     LimitOptions,
     PublishOptions,
     StalenessOptions,
@@ -60,6 +61,7 @@ def make_spec(
     evaluate: EvaluateOptions | None = None,
     gate: GateOptions | None = None,
     finish: FinishOptions | None = None,
+    init: InitOptions | None = None,
     params: ParamSpec = TENSORS,
     **strategy: Any,
 ) -> TaskSpec:
@@ -73,6 +75,7 @@ def make_spec(
         evaluate=evaluate or EvaluateOptions(),
         gate=gate or GateOptions(),
         finish=finish or FinishOptions(),
+        init=init,
     )
 
 
@@ -218,7 +221,13 @@ def image(state: TaskState) -> dict[str, object]:
         "bases": list(state.bases.items()),
         "devices": {d: msgspec.json.encode(r) for d, r in sorted(state.devices.items())},
         "beside": [None if v is None else v.tobytes() for v in (state.fixed, state.good)],
+        "lattice": None if state.lattice is None else _lattice_image(state.lattice),
     }
+
+
+def _lattice_image(lattice: Lattice) -> dict[str, object]:
+    found = {each.name: getattr(lattice, each.name) for each in fields(lattice)}
+    return found | {"origin": lattice.origin.tobytes(), "q": lattice.q.tobytes()}
 
 
 def newest(changes: Changes) -> Publication | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent import disk
@@ -15,7 +16,15 @@ from schemas.errors import ConfigError
 from schemas.messages import ModelUpdate
 from schemas.names import Epoch, ModelVersion, Seq
 from schemas.params import ParamSpec, TensorSpec
-from schemas.task import CodecOptions, LimitOptions, TaskSpec, spec_to_json
+from schemas.task import (
+    CodecOptions,
+    InitOptions,
+    LimitOptions,
+    PublishOptions,
+    TaskSpec,
+    checked_spec,
+    spec_to_json,
+)
 from schemas.wire import encode_update
 from tests.edge_agent.played_server import (
     DEVICE,
@@ -33,7 +42,7 @@ SIZES = (1, 1000, 50_000, 300_000)
 
 def task(size: int, **limits: Any) -> TaskSpec:
     tensors = (TensorSpec("w", (size,)), TensorSpec("mine", (size // 4 + 1,), "local"))
-    codec = CodecOptions(name="float32")
+    codec = CodecOptions(name="topk_int8")  # keeps two residuals
     return TaskSpec(ParamSpec(tensors), codec=codec, limits=LimitOptions(**limits))
 
 
@@ -80,6 +89,54 @@ def test_a_task_lives_within_the_least_bound_that_is_told(tmp_path: Path, size: 
     assert max(seen) <= bound * disk.MB
     if size > 10_000:
         assert max(seen) > bound * disk.MB / 4, "the estimate is not far off"
+
+
+@pytest.mark.parametrize("init", [None, InitOptions()], ids=["fetched", "drawn"])
+def test_a_model_on_a_lattice_lives_within_the_least_bound_that_is_told(
+    tmp_path: Path, init: InitOptions | None
+) -> None:
+    plain = task(60_000)
+    publish = PublishOptions(lattice=True)
+    spec = checked_spec(msgspec.structs.replace(plain, publish=publish, init=init))
+    more = disk.fixed_bytes(spec) - disk.fixed_bytes(plain)
+    place, whole = 4 * spec.params.wire_size, 4 * spec.params.size
+    assert more >= (place if init else place + whole)
+    bound = disk.megabytes_needed(spec)
+    path, chunk = tmp_path / "spool.sqlite", bytes(4096)
+    with closing(Spool(path, disk_mb=bound)) as spool:
+        seen = []
+
+        def fetched(blob: str, size: int) -> None:
+            for first in range(0, size // 4096, 8):
+                pieces = {(blob, index): chunk for index in range(first, first + 8)}
+                spool.keep_pieces(pieces, of=[blob, "another"])
+                seen.append(taken(path))
+
+        if init is None:
+            fetched("o1", whole)
+            spool.save(origin=bytes(whole))
+            spool.drop_chunks()
+        for version in range(3):
+            seen += live(spool, spec, version, 4096)
+            fetched(f"k1-{version}", whole)
+            spool.save(manifest=b"m", params=bytes(whole), q=bytes(place), exponents=b"\5")
+            spool.drop_chunks()
+            seen.append(taken(path))
+            for update in spool.open_updates():
+                spool.mark_sent(update.boot, update.seq)
+            spool.settle(spool.boot, lambda _: True)
+        assert spool.bytes_of("q") == place
+        assert spool.bytes_of("nothing") == 0
+    assert bound * disk.MB / 4 < max(seen) <= bound * disk.MB
+
+
+def test_the_place_on_a_lattice_needs_room_too(tmp_path: Path) -> None:
+    with closing(Spool(tmp_path / "spool.sqlite", disk_mb=1)) as spool:
+        assert spool.room_for_model(0, 350_000)
+        assert not spool.room_for_model(0, 350_000, 350_000)
+        assert spool.room_for_model(0, 250_000, 250_000)
+        spool.save(params=bytes(250_000), q=bytes(250_000))
+        assert spool.room_for_model(0, 250_000, 250_000), "it takes the place of the old one"
 
 
 @pytest.mark.parametrize("chunk_bytes", [64, 700, 2100, 4096, 65_536])

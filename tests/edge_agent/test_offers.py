@@ -7,6 +7,7 @@ import pytest
 from edge_agent.offers import Offers
 from schemas.messages import Manifest
 from schemas.names import Epoch, ModelVersion
+from tests.edge_agent.played_lattice import Walk
 from tests.edge_agent.played_server import Model
 
 
@@ -72,3 +73,16 @@ def test_what_came_from_several_channels_counts_as_everybodys() -> None:
     both = offers(canary=True, model=manifest(4), candidate=manifest(4))
     assert both.source(manifest(4)) == "model"
     assert offers(canary=True, candidate=manifest(4)).source(manifest(4)) == "candidate"
+
+
+def test_a_model_on_a_lattice_is_the_same_whatever_leads_to_it_now() -> None:
+    walk = Walk().go(5)
+    here = walk.manifest()
+    later = replace(here, oldest=here.serial, ladder=(1, 2), origin="o01234567")
+    assert wanted(offers(model=here, pin=later), here, "model") is None
+    assert wanted(offers(canary=True, candidate=later), here, "candidate") is None
+    other = replace(later, model_digest=bytes(8))
+    assert wanted(offers(model=here, pin=other), here, "model") == here.version
+    assert wanted(offers(pin=walk.manifest(3)), here, "model") == 30
+    plain = replace(manifest(here.version), epoch=here.epoch)
+    assert wanted(offers(pin=plain), here, "model") == here.version

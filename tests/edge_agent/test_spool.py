@@ -367,6 +367,19 @@ def test_chunks_of_another_blob_are_dropped(spool: Spool, path: Path) -> None:
     assert not [row for row in everything(path) if row[0] == "old"]
 
 
+def test_chunks_of_several_blobs_are_kept_as_long_as_they_are_named(
+    spool: Spool, path: Path
+) -> None:
+    spool.keep_pieces({("a", 0): b"a0", ("b", 1): b"b1"}, of=["a", "b"])
+    spool.keep_pieces({("c", 0): b"c0", ("a", 0): b"again"}, of=["a", "b", "c"])
+    assert spool.all_chunks() == {"a": {0: b"again"}, "b": {1: b"b1"}, "c": {0: b"c0"}}
+    spool.keep_pieces({("c", 1): b"c1"}, of=["c", "a"])
+    with closing(opened(path)) as again:
+        assert again.all_chunks() == {"a": {0: b"again"}, "c": {0: b"c0", 1: b"c1"}}
+    spool.keep_pieces({}, of=[])
+    assert spool.all_chunks() == {}
+
+
 def test_all_chunks_can_be_dropped(spool: Spool) -> None:
     spool.add_chunks("new", [(0, b"zero")])
     spool.drop_chunks()

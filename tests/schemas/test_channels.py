@@ -23,6 +23,9 @@ BUILT = {
     "update": TOPICS.up(DEVICE),
     "receipt": TOPICS.receipt(DEVICE),
     "state": TOPICS.state(DEVICE),
+    "ask": TOPICS.ask(DEVICE),
+    "reply": TOPICS.reply(DEVICE),
+    "lorawan": TOPICS.lorawan,
 }
 
 
@@ -57,6 +60,8 @@ def test_a_filter_has_a_plus_for_every_level_that_varies():
         "up/+/+",
         "receipt/+",
         "state/+",
+        "ask/+",
+        "reply/+",
     }
 
 

@@ -83,9 +83,10 @@ def test_an_outcome_that_is_not_known_has_a_name_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS)
-def test_wire_2_is_refused_as_such_whatever_else_it_says(decode: Any) -> None:
+def test_wire_4_is_refused_as_such_whatever_else_it_says(decode: Any) -> None:
+    """The next one: with 2 and 3 begin short forms of wire 1."""
     with pytest.raises(WireError) as refused:
-        decode(msgpack.packb([2, {"all": "new"}, "text"]))
+        decode(msgpack.packb([4, {"all": "new"}, "text"]))
     assert refused.value.reason is Reason.UNKNOWN_WIRE
 
 

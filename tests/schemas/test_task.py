@@ -11,7 +11,9 @@ from schemas.errors import ConfigError
 from schemas.params import ParamSpec, TensorSpec
 from schemas.task import (
     SPEC_BYTES_MAX,
+    InitOptions,
     LimitOptions,
+    PublishOptions,
     StrategyOptions,
     TaskFile,
     TaskSpec,
@@ -100,6 +102,10 @@ def test_a_spec_is_read_up_to_its_largest_size_and_not_beyond():
         ("[codec]\ndensity = 'half'", "codec.density"),
         ("[publish]\nchunk_bytes = 63", "publish.chunk_bytes"),
         ("[publish]\nevery = 0", "publish.every"),
+        ("[publish]\nlattice = 1", "publish.lattice"),
+        ("[publish]\nstep = -0.5", "publish.step"),
+        ("[publish]\nstep = nan", "publish.step"),
+        ("[publish]\nstep = inf", "publish.step"),
         ("[limits]\nmax_update_bytes = -1", "limits.max_update_bytes"),
         ("[limits]\nmax_abs = 0", "limits.max_abs"),
         ("[init]\nkind = 'ones'", "init.kind"),
@@ -124,6 +130,8 @@ def test_a_value_that_cannot_work_is_refused_under_its_dotted_name(text, field):
         ("[codec]\ndensity = 1.01", "codec.density"),
         ("[codec]\ndensity = nan", "codec.density"),
         ("[publish]\nevery = 65", "publish.every"),
+        ("[publish]\nstep = 0.04", "publish.step"),
+        ("[publish]\nstep = 1e-300", "publish.step"),
         ("[train.options]\ntemperature = nan", "train.options.temperature"),
         ("[train.options]\ntemperature = -inf", "train.options.temperature"),
     ],
@@ -227,3 +235,32 @@ def test_a_task_needs_of_a_device_what_would_do_harm_if_it_were_passed_over(kind
     made = checked_spec(TaskSpec(params, train=TrainOptions(when=when)))
     assert made.needs == needs
     assert device_spec_from_json(spec_to_json(made)) == made
+
+
+def test_a_task_with_a_lattice_needs_devices_that_know_it():
+    text = "[publish]\nlattice = true\nstep = 0.03125\nevery = 3"
+    made = read_task_file(text).spec(PARAMS)
+    assert made.needs == ("lattice",)
+    assert spec_from_json(spec_to_json(made)) == made
+    on_device = device_spec_from_json(spec_to_json(made))
+    assert on_device.needs == ("lattice",)
+    assert on_device.publish == PublishOptions(lattice=True)
+
+
+def test_devices_are_told_how_the_model_was_drawn_and_not_when_it_came_from_a_file():
+    file = read_task_file("[init]\nkind = 'zeros'\nseed = 7")
+    drawn = file.spec(PARAMS, drawn=True)
+    assert drawn.init == InitOptions("zeros", 7)
+    assert device_spec_from_json(spec_to_json(drawn)).init == InitOptions("zeros", 7)
+    assert file.spec(PARAMS).init is None
+
+
+@pytest.mark.parametrize("table", ["gate", "finish"])
+def test_nobody_judges_by_reports_that_messages_have_no_room_for(table):
+    text = f'uplink = "{{}}"\n[gate]\ncanary = 0.5\n[{table}]\nmetric = "accuracy"\n'
+    if table == "gate":
+        text = 'uplink = "{}"\n[gate]\ncanary = 0.5\nmetric = "accuracy"\n'
+    with pytest.raises(ConfigError, match="256 B") as refused:
+        read_task_file(text.format("103 B")).spec(PARAMS)
+    assert refused.value.field == f"{table}.by"
+    read_task_file(text.format("256 B")).spec(PARAMS)

@@ -7,9 +7,12 @@ from schemas.errors import ConfigError
 from schemas.names import shard_of
 from schemas.topics import (
     DEFAULT_PREFIX,
+    AskTopic,
     TaskTopics,
     UplinkTopic,
+    ask_filter,
     checked_prefix,
+    parse_ask,
     parse_uplink,
     read_shards,
     uplink_filters,
@@ -25,6 +28,8 @@ def test_every_topic_is_spelt_as_docs_wire_md_says():
     assert TOPICS.up("pump-7") == f"fedmq/v1/digits/up/{shard_of('pump-7')}/pump-7"
     assert TOPICS.receipt("pump-7") == "fedmq/v1/digits/receipt/pump-7"
     assert TOPICS.state("pump-7") == "fedmq/v1/digits/state/pump-7"
+    assert TOPICS.ask("pump-7") == "fedmq/v1/digits/ask/pump-7"
+    assert TOPICS.reply("pump-7") == "fedmq/v1/digits/reply/pump-7"
     assert TOPICS.at("metrics") == "fedmq/v1/digits/metrics"
     assert uplink_filters("fedmq/v1") == ("fedmq/v1/+/up/+/+",)
 
@@ -34,6 +39,17 @@ def test_every_topic_is_spelt_as_docs_wire_md_says():
 def test_the_bridge_reads_back_what_a_device_publishes_to(prefix, task, device):
     topic = TaskTopics(prefix, task).up(device)
     assert parse_uplink(prefix, topic) == UplinkTopic(task, shard_of(device), device)
+
+
+@LEAN
+@given(prefix=st.sampled_from(["a", DEFAULT_PREFIX]), task=NAMES, device=NAMES)
+def test_the_bridge_reads_back_where_a_device_asks(prefix, task, device):
+    topic = TaskTopics(prefix, task).ask(device)
+    assert parse_ask(prefix, topic) == AskTopic(task, device)
+    assert parse_ask(prefix, TaskTopics(prefix, task).reply(device)) is None
+    assert parse_ask(prefix, topic + "/more") is None
+    assert parse_ask("other", topic) is None
+    assert ask_filter(prefix) == f"{prefix}/+/ask/+"
 
 
 @pytest.mark.parametrize(

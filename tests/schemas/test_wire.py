@@ -11,6 +11,7 @@ from laws import (
     MANIFESTS,
     OPTIONS,
     RECEIPTS,
+    SHORT_MANIFESTS,
     UPDATES,
     VECTORS,
     generator,
@@ -41,6 +42,7 @@ every_kind = pytest.mark.parametrize("decode", DECODERS, ids=lambda d: d.__name_
 UPDATE = [1, 2, 3, 4, 5, 6, 7, 0, 8]
 FULL_UPDATE = [*UPDATE, 1, 1.0, {"loss": 0.5}]
 MANIFEST = [1, 2, 3, b"m" * 32, b"s" * 32, 0, "k2-3", b"b" * 32, 1000, 64]
+SHORT = [2, 2, 3, b"m" * 8, 4, 64, 7, 5, 1000, 64, "0123abcd", [99, 150]]
 RECEIPT = [1, 2, 3, 4, 5, 6, 1, 7]
 
 
@@ -67,7 +69,7 @@ def test_an_update_comes_back_as_it_was_written(update):
 
 
 @LEAN
-@given(manifest=MANIFESTS)
+@given(manifest=MANIFESTS | SHORT_MANIFESTS)
 def test_a_manifest_comes_back_as_it_was_written(manifest):
     message_round_trip(encode_manifest, decode_manifest, manifest)
 
@@ -104,7 +106,7 @@ def test_an_update_cut_at_any_byte_is_refused(codec: Codec, update, vector, opti
 
 
 @LEAN
-@given(manifest=MANIFESTS, receipt=RECEIPTS)
+@given(manifest=MANIFESTS | SHORT_MANIFESTS, receipt=RECEIPTS)
 def test_a_manifest_or_receipt_cut_at_any_byte_is_refused(manifest, receipt):
     message_refuses_every_cut(decode_manifest, encode_manifest(manifest))
     message_refuses_every_cut(decode_receipt, encode_receipt(receipt))
@@ -140,8 +142,13 @@ def test_arbitrary_messagepack_gives_a_value_or_a_wire_error(decode, items):
 
 @pytest.mark.parametrize(
     ("decode", "array"),
-    [(decode_update, FULL_UPDATE), (decode_manifest, MANIFEST), (decode_receipt, RECEIPT)],
-    ids=["update", "manifest", "receipt"],
+    [
+        (decode_update, FULL_UPDATE),
+        (decode_manifest, MANIFEST),
+        (decode_manifest, SHORT),
+        (decode_receipt, RECEIPT),
+    ],
+    ids=["update", "manifest", "short manifest", "receipt"],
 )
 @LEAN
 @given(data=st.data())
@@ -149,6 +156,66 @@ def test_one_foreign_element_gives_a_value_or_a_wire_error(decode, array, data):
     foreign = list(array)
     foreign[data.draw(st.integers(0, len(array) - 1))] = data.draw(PLAIN)
     message_survives(decode, msgpack.packb(foreign))
+
+
+# -- the short form of a manifest --------------------------------------------------------------
+
+
+def test_a_manifest_of_a_keyframe_is_written_short_and_cuts_its_digests():
+    whole = Manifest(
+        2, 3, bytes(range(32)), bytes(range(32)), 64, "k2-3", b"b" * 32, 1000, 64, 7, 5
+    )
+    short = decode_manifest(encode_manifest(whole))
+    assert whole.model_digest.startswith(short.model_digest)
+    assert whole.spec_digest.startswith(short.spec_digest)
+    assert (len(short.model_digest), len(short.spec_digest), short.blob_digest) == (8, 2, b"")
+    assert (short.serial, short.oldest, short.blob, short.chunks) == (7, 5, "k2-3", 16)
+
+
+def test_a_short_manifest_takes_few_bytes():
+    u16, u32, most = 0xFFFF, 0xFFFF_FFFF, 1 << 31
+    usual = Manifest(
+        1, 300, b"m" * 8, b"ss", 64, "k1-300", b"", 2900, 4096, 290, 226, "", (60, 99, 180, 300)
+    )
+    highest = Manifest(
+        u16, u32, b"m" * 8, b"ss", 64, "", b"", most, 1 << 20, u32, u32, "o" + "a" * 8, (most,) * 7
+    )
+    assert len(encode_manifest(usual)) == 40
+    assert len(encode_manifest(highest)) == 89
+
+
+@pytest.mark.parametrize(
+    ("at", "alien"),
+    [
+        (0, 1),
+        (3, b"m" * 7),
+        (3, b"m" * 32),
+        (3, "m" * 8),
+        (10, "0123abc"),
+        (10, "0123ABCD"),
+        (10, "0123/bcd"),
+        (10, "01234567\n"),
+        (10, b"01234567"),
+        (11, [0] * 17),
+        (11, ["9"]),
+        (11, 9),
+        (11, {}),
+    ],
+)
+def test_what_a_short_manifest_may_not_hold_is_malformed(at, alien):
+    bad = [*SHORT[:at], alien, *SHORT[at + 1 :]]
+    assert _refusal(decode_manifest, msgpack.packb(bad)) is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("size", [-1, (1 << 31) + 1])
+def test_a_diff_of_an_impossible_size_is_refused(size):
+    bad = [*SHORT[:11], [9, size]]
+    assert _refusal(decode_manifest, msgpack.packb(bad)) is Reason.BAD_NUMBER
+
+
+def test_a_keyframe_has_no_long_manifest():
+    bad = [*MANIFEST[:5], 64, *MANIFEST[6:]]
+    assert _refusal(decode_manifest, msgpack.packb(bad)) is Reason.MALFORMED
 
 
 # -- the update's frame ------------------------------------------------------------------------
@@ -243,6 +310,20 @@ RANGES = {
         MANIFEST,
         {1: U16, 2: U32, 5: CODEC, 8: (1, 1 << 31), 9: (64, 1 << 20)},
     ),
+    "short manifest": (
+        decode_manifest,
+        SHORT,
+        {
+            1: U16,
+            2: U32,
+            4: U16,
+            5: (64, 64),
+            6: (5, 2**32 - 1),
+            7: (0, 7),
+            8: (1, 1 << 31),
+            9: (64, 1 << 20),
+        },
+    ),
     "receipt": (
         decode_receipt,
         RECEIPT,
@@ -272,7 +353,7 @@ def test_every_number_is_read_up_to_its_bounds_and_not_beyond(kind, at):
 
 
 @every_kind
-@pytest.mark.parametrize("wire", [0, 2, 127, True, 1.0, "1", None])
+@pytest.mark.parametrize("wire", [0, 3, 127, True, 1.0, 2.0, "1", None])
 def test_another_wire_version_is_named_as_such(decode, wire):
     assert _refusal(decode, msgpack.packb([wire, *UPDATE[1:]])) is Reason.UNKNOWN_WIRE
 
@@ -282,9 +363,10 @@ def test_another_wire_version_is_named_as_such(decode, wire):
     [
         (decode_update, FULL_UPDATE, 12),
         (decode_manifest, MANIFEST, 10),
+        (decode_manifest, SHORT, 12),
         (decode_receipt, RECEIPT, 8),
     ],
-    ids=["update", "manifest", "receipt"],
+    ids=["update", "manifest", "short manifest", "receipt"],
 )
 def test_what_a_newer_peer_appends_is_passed_over(decode, array, most):
     assert len(array) == most
@@ -294,7 +376,12 @@ def test_what_a_newer_peer_appends_is_passed_over(decode, array, most):
 
 @pytest.mark.parametrize(
     ("decode", "array"),
-    [(decode_update, UPDATE), (decode_manifest, MANIFEST), (decode_receipt, RECEIPT)],
+    [
+        (decode_update, UPDATE),
+        (decode_manifest, MANIFEST),
+        (decode_manifest, SHORT),
+        (decode_receipt, RECEIPT),
+    ],
 )
 def test_an_array_that_is_too_short_or_longer_than_16_is_refused(decode, array):
     assert _refusal(decode, msgpack.packb([*array, *[0] * (17 - len(array))])) is Reason.MALFORMED
@@ -303,7 +390,8 @@ def test_an_array_that_is_too_short_or_longer_than_16_is_refused(decode, array):
 
 
 @pytest.mark.parametrize(
-    ("decode", "array"), [(decode_manifest, MANIFEST), (decode_receipt, RECEIPT)]
+    ("decode", "array"),
+    [(decode_manifest, MANIFEST), (decode_manifest, SHORT), (decode_receipt, RECEIPT)],
 )
 def test_a_whole_message_has_nothing_after_its_array(decode, array):
     assert _refusal(decode, msgpack.packb(array) + b"\0") is Reason.MALFORMED
@@ -403,3 +491,5 @@ def test_the_bytes_of_known_messages_never_change():
     manifest = Manifest(2, 3, b"m" * 32, b"s" * 32, 0, "k2-3", b"b" * 32, 1000, 64)
     expected = "9a010203c420" + "6d" * 32 + "c420" + "73" * 32 + "00a46b322d33c420" + "62" * 32
     assert encode_manifest(manifest).hex() == expected + "cd03e840"
+    short = "9c020203c408" + "6d" * 8 + "04400705cd03e840" + "a8" + b"0123abcd".hex() + "9263cc96"
+    assert encode_manifest(decode_manifest(msgpack.packb(SHORT))).hex() == short

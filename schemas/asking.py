@@ -1,0 +1,137 @@
+"""Asking for one diff between two publications, and the answer. docs/wire.md, section 5.
+
+    ask     [wire, epoch, first, last]
+    reply   [wire, epoch, first, last], then the diff that leads from publication `first` to `last`
+
+Both arrays are MessagePack, 5 to 15 bytes. The reader of either passes over elements behind these.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import msgpack
+import msgspec
+
+from schemas.errors import WireError
+from schemas.names import Epoch
+from schemas.outcomes import Reason
+
+WIRE: Final = 1
+"""The wire version."""
+
+ASK_BYTES: Final = 256
+"""Bytes in which an ask must fit, whatever a newer peer appends."""
+
+_U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+_U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class AskArray(msgspec.Struct, array_like=True):
+    """An Ask, field by field."""
+
+    wire: int
+    epoch: _U16
+    first: _U32
+    last: _U32
+
+
+class ReplyArray(msgspec.Struct, array_like=True):
+    """What a Reply begins with, field by field."""
+
+    wire: int
+    epoch: _U16
+    first: _U32
+    last: _U32
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A device wants one diff in place of several.
+
+    Attributes:
+        epoch: the task's epoch, as in the manifest.
+        first: the serial number of the publication that the device has.
+        last: that of the one which it wants: above `first`.
+    """
+
+    epoch: Epoch
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What it gets.
+
+    Attributes:
+        epoch: as it was asked, and so are the next two.
+        first: the publication that the diff begins at.
+        last: the one that it leads to.
+        diff: as in a blob (docs/wire.md, section 5).
+    """
+
+    epoch: Epoch
+    first: int
+    last: int
+    diff: bytes
+
+    @property
+    def asked(self) -> Ask:
+        """What this is the answer to."""
+        return Ask(self.epoch, self.first, self.last)
+
+
+def encode_ask(ask: Ask) -> bytes:
+    """Write an ask."""
+    packed: bytes = msgpack.packb([WIRE, ask.epoch, ask.first, ask.last])
+    return packed
+
+
+def decode_ask(data: bytes) -> Ask:
+    """Read an ask. Raises WireError."""
+    ask, end = _read(data)
+    if end != len(data):
+        raise WireError(Reason.MALFORMED, f"{len(data) - end} bytes too many")
+    return ask
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Write a reply."""
+    return encode_ask(reply.asked) + reply.diff
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Read a reply. Raises WireError."""
+    ask, end = _read(data)
+    return Reply(ask.epoch, ask.first, ask.last, data[end:])
+
+
+def _read(data: bytes) -> tuple[Ask, int]:
+    """Read the array at the start of `data`, and where it ends."""
+    unpacker = msgpack.Unpacker(
+        read_size=64,
+        max_buffer_size=ASK_BYTES,
+        max_array_len=16,
+        max_map_len=0,
+        max_str_len=64,
+        max_bin_len=64,
+        max_ext_len=0,
+    )
+    try:
+        unpacker.feed(data[:ASK_BYTES])
+        raw = unpacker.unpack()
+    except msgpack.OutOfData as exc:
+        raise WireError(Reason.MALFORMED, "the bytes end inside the array") from exc
+    except (ValueError, RecursionError, msgpack.UnpackException) as exc:
+        raise WireError(Reason.MALFORMED, "not MessagePack within its bounds") from exc
+    if not isinstance(raw, list) or not raw:
+        raise WireError(Reason.MALFORMED, "not an array")
+    if type(raw[0]) is not int or raw[0] != WIRE:
+        raise WireError(Reason.UNKNOWN_WIRE, f"wire version {raw[0]!r}; this is {WIRE}")
+    try:
+        array = msgspec.convert(raw, AskArray)
+    except msgspec.ValidationError as exc:
+        raise WireError(Reason.MALFORMED, str(exc)) from exc
+    if array.first >= array.last:
+        raise WireError(Reason.BAD_NUMBER, f"{array.first} is not before {array.last}")
+    return Ask(Epoch(array.epoch), array.first, array.last), unpacker.tell()
