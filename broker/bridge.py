@@ -20,10 +20,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker.busy import Crier
+from broker.clerk import Clerk
 from broker.downlink import Downlink
 from broker.pressure import Gauge
 from broker.queue import Queue, QueueFullError
-from broker.routing import Cried, Message, Routed, route
+from broker.routing import Asked, Cried, Message, Routed, route
 from broker.settings import BridgeSettings
 from lifetimes.together import end, finished, together
 from mqtt_session.address import address_of
@@ -38,6 +39,7 @@ from schemas.outcomes import Reason
 from schemas.topics import (
     SHARDS,
     TaskTopics,
+    ask_filter,
     busy_filter,
     checked_prefix,
     read_shards,
@@ -68,6 +70,7 @@ class Bridge:
         self._token = fresh_token(settings.lease_s)
         self._gauge = Gauge(settings.slow_s, settings.log_max_bytes)
         self._crier = Crier(self._gauge, self._prefix)
+        self._clerk = Clerk(self._prefix, self._shards)
         self._tasks: list[TaskName] = []
 
     def door(self) -> AbstractAsyncContextManager[Session]:
@@ -107,8 +110,13 @@ class Bridge:
         for filters in _by_eight(self._others(mine)):
             await session.unsubscribe(filters)
         log.info("connected mqtt=%s", address_of(self._settings))
-        await session.subscribe([busy_filter(self._prefix)], qos=0)
-        await together(self._downlinks(session, queue), self._watch(session, queue))
+        # what nobody heard is asked again, or goes another way: the broker need not keep it
+        await session.subscribe([ask_filter(self._prefix), busy_filter(self._prefix)], qos=0)
+        await together(
+            self._downlinks(session, queue),
+            self._watch(session, queue),
+            self._clerk.serve(session, queue),
+        )
 
     def _others(self, mine: Collection[str]) -> list[str]:
         """What an earlier life of this session, with other shards, may have subscribed to."""
@@ -140,13 +148,16 @@ class Bridge:
         session.acknowledge(batch)
 
     def _is_for_redis(self, message: Message) -> bool:
-        """Not what bridges say to each other, nor what the log has no room for.
+        """Not what bridges say to each other, nor questions, nor what the log has no room for.
 
         Of the latter the device sends it again; other tasks go on meanwhile.
         """
         match message:
             case Cried(task, data):
                 self._crier.hear(task, data)
+                return False
+            case Asked():
+                self._clerk.hear(message)
                 return False
             case Routed(task) if self._gauge.is_behind(task):
                 self._crier.drop(task)

@@ -9,8 +9,9 @@ lose: `broker.sure` waits until it cannot.
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import groupby
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from broker.queue import Queue, QueueFullError
 from broker.settings import BridgeSettings
@@ -32,6 +33,10 @@ BATCH: Final = 4096
 
 BLOCK_MS: Final = 5000
 """How long Redis may be waited for at a time: well below what counts as a broken connection."""
+
+
+Published: TypeAlias = tuple[str, bytes, bool]
+"""Topic, payload, and whether it is retained."""
 
 
 class LostLeaseError(Exception):
@@ -109,9 +114,8 @@ class Downlink:
         """Read, then make sure, then say: nothing newer slips in between."""
         says, blobs = await self._queue.standing(self._task)
         await self._make_sure()
-        for name, chunk_bytes in blobs.items():
-            await self._spread(Spread(name, chunk_bytes))
-        await self._say([Say(suffix, payload, retain=True) for suffix, payload in says])
+        await self._carry([Spread(name, chunk_bytes) for name, chunk_bytes in blobs.items()])
+        await self._carry([Say(suffix, payload, retain=True) for suffix, payload in says])
 
     async def _make_sure(self) -> None:
         if not await self._sure.of_all_until_now():
@@ -126,48 +130,51 @@ class Downlink:
         if not batch:
             return
         await self._make_sure()
-        says: list[Say] = []
-        for record in newest_only([record for _, record in batch]):
-            if isinstance(record, Say):
-                says.append(record)
-                continue
-            await self._say(says)
-            says.clear()
-            if isinstance(record, End):
+        for kind, group in groupby(newest_only([record for _, record in batch]), key=type):
+            records = list(group)
+            if kind is End:
                 self._ended = True
                 return
-            await self._carry(record)
-        await self._say(says)
+            await self._carry(records)
         if not await queue.note_said(task, batch[-1][0]):
             raise LostLeaseError
 
-    async def _say(self, says: Sequence[Say]) -> None:
-        """Publish messages in their order, a window of PUBACKs at a time."""
-        await self._publish([(self._topics.at(s.suffix), s.payload, s.retain) for s in says])
+    async def _carry(self, records: Sequence[Record]) -> None:
+        """Carry records of one kind in their order, a window of PUBACKs at a time.
 
-    async def _carry(self, record: Spread | Sweep) -> None:
+        A window holds chunks of several blobs: small ones cost no round trip each.
+        """
+        waiting: list[Published] = []
+        for record in records:
+            waiting += await self._messages(record)
+            full = len(waiting) - len(waiting) % WINDOW
+            await self._publish(waiting[:full])
+            del waiting[:full]
+        await self._publish(waiting)
+
+    async def _messages(self, record: Record) -> list[Published]:
         match record:
-            case Spread():
-                await self._spread(record)
+            case Say(suffix, payload, retain):
+                return [(self._topics.at(suffix), payload, retain)]
+            case Spread(blob, chunk_bytes):
+                return await self._chunks(blob, chunk_bytes)
             case Sweep(blob, chunks):
-                await self._publish(
-                    [(self._topics.chunk(blob, i), b"", True) for i in range(chunks)]
-                )
+                return [(self._topics.chunk(blob, i), b"", True) for i in range(chunks)]
+            case End():
+                return []
 
-    async def _spread(self, spread: Spread) -> None:
-        """Publish a blob in retained chunks; one that was swept meanwhile is passed over."""
-        blob = await self._queue.blob(self._task, spread.blob)
+    async def _chunks(self, name: str, size: int) -> list[Published]:
+        """A blob in retained chunks; one that was swept meanwhile is passed over."""
+        blob = await self._queue.blob(self._task, name)
         if blob is None:
-            return
-        size = spread.chunk_bytes
-        chunks = [
-            (self._topics.chunk(spread.blob, index), blob[start : start + size], True)
+            return []
+        return [
+            (self._topics.chunk(name, index), blob[start : start + size], True)
             for index, start in enumerate(range(0, len(blob), size))
         ]
-        await self._publish(chunks)
 
-    async def _publish(self, messages: Sequence[tuple[str, bytes, bool]]) -> None:
-        """Publish (topic, payload, retain), a window at a time, as long as the lease is ours."""
+    async def _publish(self, messages: Sequence[Published]) -> None:
+        """Publish messages, a window at a time, as long as the lease is ours."""
         for start in range(0, len(messages), WINDOW):
             self._check()
             window = messages[start : start + WINDOW]

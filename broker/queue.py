@@ -206,6 +206,23 @@ class Queue:
         found: Any = await self._redis.get(TaskKeys(task).blob(name))
         return found if isinstance(found, bytes) else None
 
+    async def spec(self, task: TaskName) -> bytes | None:
+        """A task's specification as it was published; None: there is none."""
+        found: Any = await self._redis.get(TaskKeys(task).spec)
+        return found if isinstance(found, bytes) else None
+
+    async def blobs(self, task: TaskName, names: Sequence[str], *, most: int) -> list[bytes] | None:
+        """The bytes of some blobs; None when one is missing, or they are more than `most` bytes."""
+        keys = [TaskKeys(task).blob(name) for name in names]
+        pipe = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.strlen(key)
+        sizes: list[int] = await pipe.execute()
+        if not all(sizes) or sum(sizes) > most:
+            return None
+        found: Any = await self._redis.mget(keys)
+        return None if None in found else list(found)
+
     async def unsaid(
         self, task: TaskName, after: str, *, count: int, block_ms: int
     ) -> list[tuple[str, Record]]:

@@ -6,9 +6,10 @@ Never opens the envelope.
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from schemas.asking import ASK_BYTES
 from schemas.log import HEAD_BYTES, Arrived
 from schemas.names import DeviceId, TaskName
-from schemas.topics import parse_busy, parse_state, parse_uplink
+from schemas.topics import parse_ask, parse_busy, parse_state, parse_uplink
 
 STATE_BYTES: Final = 256
 """What is kept of a device's birth or will."""
@@ -40,6 +41,15 @@ class Cried:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A device asks for a diff; its bytes are bounded."""
+
+    task: TaskName
+    device: DeviceId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Unroutable:
     """A topic that names no task and device; its bytes are bounded."""
 
@@ -47,7 +57,7 @@ class Unroutable:
     data: bytes
 
 
-Message: TypeAlias = Routed | Present | Cried | Unroutable
+Message: TypeAlias = Routed | Present | Cried | Asked | Unroutable
 
 
 def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Message:
@@ -58,6 +68,9 @@ def route(prefix: str, topic: str, payload: bytes, *, max_bytes: int) -> Message
     whose = parse_busy(prefix, topic)
     if whose is not None:
         return Cried(whose, payload[:STATE_BYTES])
+    question = parse_ask(prefix, topic)
+    if question is not None:
+        return Asked(question.task, question.device, payload[: ASK_BYTES + 1])
     place = parse_uplink(prefix, topic)
     if place is None:
         return Unroutable(topic[:256], payload[:HEAD_BYTES])

@@ -190,3 +190,50 @@ async def test_who_is_asked_again_says_what_must_be_retained_once_more(tmp_path:
             if str(message.topic).endswith("/model"):
                 assert message.payload == b"the newest"
                 break
+
+
+class Wire:
+    """A session that notes what is published, and how much at once."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.open = self.most = self.waits = 0
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        assert retain
+        assert payload
+        self.topics.append(topic)
+        self.waits += not self.open
+        self.open += 1
+        self.most = max(self.most, self.open)
+        await asyncio.sleep(0)
+        self.open -= 1
+
+
+class Shop:
+    """A queue that knows what stands."""
+
+    async def standing(self, _task: TaskName) -> tuple[list[tuple[str, bytes]], dict[str, int]]:
+        return [("model", b"m")], {f"d1-{number}-0": 64 for number in range(100)} | {"k1-9": 64}
+
+    async def blob(self, _task: TaskName, name: str) -> bytes | None:
+        return None if name == "d1-3-0" else bytes([1]) * (100 if name == "k1-9" else 9)
+
+
+async def test_many_small_blobs_share_a_window_and_are_there_before_the_manifest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = Wire()
+    settings = BridgeSettings(redis_url="redis://nowhere", lease_s=60)
+    session: Any = wire
+    shop: Any = Shop()
+    downlink = Downlink(session, shop, TASK, settings)
+    monkeypatch.setattr(downlink, "_make_sure", lambda: asyncio.sleep(0))
+    monkeypatch.setattr(downlink, "_check", lambda: None)
+    await downlink._assert_standing()
+    blobs = [topic.rpartition("/blob/")[2] for topic in wire.topics[:-1]]
+    there = [f"d1-{number}-0/0" for number in range(100) if number != 3]
+    assert blobs == [*there, "k1-9/0", "k1-9/1"]
+    assert wire.topics[-1].endswith("/model")
+    assert wire.most == 16
+    assert wire.waits == -(-len(blobs) // 16) + 1, "a round trip a window, and one for the manifest"

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN, NAMES
 
-from broker.routing import Routed, Unroutable, route
+from broker.routing import Asked, Routed, Unroutable, route
+from schemas.asking import ASK_BYTES
 from schemas.log import HEAD_BYTES, Arrived
 from schemas.names import DeviceId, TaskName, shard_of
 from schemas.topics import TaskTopics
@@ -18,6 +19,14 @@ def test_what_a_device_publishes_goes_to_its_tasks_log(task, device, payload):
     topic = TaskTopics(PREFIX, TaskName(task)).up(DeviceId(device))
     arrived = Arrived(DeviceId(device), shard_of(DeviceId(device)), payload, len(payload))
     assert route(PREFIX, topic, payload, max_bytes=200) == Routed(TaskName(task), arrived)
+
+
+@LEAN
+@given(task=NAMES, device=NAMES, payload=st.binary(max_size=2 * ASK_BYTES))
+def test_what_a_device_asks_goes_to_the_clerk_and_is_bounded(task, device, payload):
+    topic = TaskTopics(PREFIX, TaskName(task)).ask(DeviceId(device))
+    asked = route(PREFIX, topic, payload, max_bytes=10)
+    assert asked == Asked(TaskName(task), DeviceId(device), payload[: ASK_BYTES + 1])
 
 
 def test_the_shard_is_kept_as_it_came_for_admission_to_judge() -> None:
