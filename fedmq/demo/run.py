@@ -31,7 +31,14 @@ from schemas.codecs import CodecOptions
 from schemas.initial import initial_params, mlp_shapes
 from schemas.names import TaskName
 from schemas.params import ParamSpec, TensorSpec, unflatten
-from schemas.task import InitOptions, StrategyOptions, TaskSpec, TrainOptions, checked_spec
+from schemas.task import (
+    InitOptions,
+    PublishOptions,
+    StrategyOptions,
+    TaskSpec,
+    TrainOptions,
+    checked_spec,
+)
 
 TASK: Final = TaskName("digits")
 HIDDEN: Final = 64
@@ -77,8 +84,12 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
+FIRST: Final = InitOptions(seed=0)
+"""The model that the task begins with: four bytes, for a device."""
+
+
 def demo_spec() -> TaskSpec:
-    """The task: a small MLP, FedBuff with K = 6, top-10 % with int8 values and error feedback."""
+    """The task: a small MLP, FedBuff with K = 6, messages of 128 bytes, a model on a lattice."""
     shapes = mlp_shapes(FEATURES, (HIDDEN,), CLASSES)
     params = ParamSpec(tuple(TensorSpec(name, shape) for name, shape in shapes.items()))
     return checked_spec(
@@ -86,7 +97,10 @@ def demo_spec() -> TaskSpec:
             params=params,
             strategy=StrategyOptions(buffer_size=6, server_lr=1.5, flush_after_s=5.0),
             train=TrainOptions(epochs=10, batch_size=8, learning_rate=0.3),
-            codec=CodecOptions(density=0.1),
+            codec=CodecOptions("sq"),
+            publish=PublishOptions(lattice=True),
+            uplink="128 B",
+            init=FIRST,
         )
     )
 
@@ -101,7 +115,8 @@ async def run(plan: Plan, folder: Path, watch: Watch) -> Summary:
     watch(progress)
     (folder / "devices").mkdir()
     async with servers(folder) as where, connect(where.redis_url) as redis:
-        params = initial_params(spec.params, InitOptions(), rng)
+        # as every device draws it for itself
+        params = initial_params(spec.params, FIRST, np.random.default_rng(FIRST.seed))  # noqa: TID251
         await together(create_task(redis, TASK, spec, params, epoch=1))
         crew = fleet(
             folder,
