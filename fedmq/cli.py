@@ -14,6 +14,7 @@ from fedmq.commands import (
     lab,
     lab_broker,
     log,
+    lora,
     metrics,
     model,
     replay,
@@ -48,6 +49,7 @@ app.command("health")(health.health)
 app.add_typer(task.app, name="task")
 app.add_typer(model.app, name="model")
 app.add_typer(device.app, name="device")
+app.add_typer(lora.app, name="lora")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so

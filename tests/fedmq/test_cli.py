@@ -74,6 +74,7 @@ def test_a_task_is_created_shown_and_found_again(redis_url: str, spec: Path) -> 
     shown = json.loads(fedmq("task", "show", "made", "--json", "--redis", redis_url).stdout)
     assert shown["task"] == "made"
     assert shown["spec"]["params"]["tensors"] == [{"name": "w", "shape": [3, 2]}]
+    assert shown["spec"]["init"] == {"kind": "glorot", "seed": 0}
     assert "made" in fedmq("task", "show", "made", "--redis", redis_url).stdout
 
 
@@ -83,6 +84,8 @@ def test_an_initial_model_names_its_own_tensors(redis_url: str, tmp_path: Path) 
     files = ("--spec", str(tmp_path / "empty.toml"), "--init", str(tmp_path / "model.npz"))
     done = fedmq("task", "create", "from-npz", *files, "--redis", redis_url)
     assert "created task from-npz: 7 parameters" in done.stdout, done.stderr
+    shown = fedmq("task", "show", "from-npz", "--json", "--redis", redis_url)
+    assert json.loads(shown.stdout)["spec"]["init"] is None
 
 
 def test_a_task_is_never_created_twice(redis_url: str, spec: Path) -> None:

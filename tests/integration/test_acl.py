@@ -16,7 +16,7 @@ from mqtt_session.session import Session, connect
 from mqtt_session.settings import MqttSettings
 
 P = "fedmq/v1/pumps"
-USERS = ("pump-1", "pump-2", "fedmq-bridge", "fedmq-watch", "root")
+USERS = ("pump-1", "pump-2", "fedmq-bridge", "fedmq-lora", "fedmq-watch", "root")
 END = b"that was all"
 
 DEVICE_WRITES = ("up/3/pump-1", "state/pump-1", "ask/pump-1")
@@ -28,6 +28,7 @@ DEVICE_READS = (
     "blob/k1-0/0",
     "model/pump-1",
     "receipt/pump-1",
+    "reply/pump-1",
 )
 BRIDGE_WRITES = (*DEVICE_READS, "metrics", "versions", "events", "state/pump-1")
 
@@ -104,7 +105,7 @@ async def test_a_device_cannot_read_what_is_anothers(broker, suffix) -> None:
 
 @pytest.mark.parametrize(
     "suffix",
-    [*DEVICE_READS, "metrics", "versions", "events", "reply/pump-1", "model/pump-2"],
+    [*DEVICE_READS, "metrics", "versions", "events", "lorawan", "model/pump-2", "reply/pump-2"],
 )
 async def test_a_device_cannot_speak_as_the_server(broker, suffix) -> None:
     assert not await arrives(broker, "pump-1", suffix)
@@ -115,9 +116,24 @@ async def test_the_bridge_may_say_what_it_must(broker, suffix) -> None:
     assert await arrives(broker, "fedmq-bridge", suffix)
 
 
-@pytest.mark.parametrize("suffix", ["up/3/pump-1", "state/pump-1", "busy"])
+@pytest.mark.parametrize("suffix", ["up/3/pump-1", "ask/pump-1", "state/pump-1", "busy"])
 async def test_the_bridge_hears_every_device_and_other_bridges(broker, suffix) -> None:
     assert await hears(broker, "fedmq-bridge", suffix)
+
+
+@pytest.mark.parametrize("suffix", ["up/3/70b3d57ed0000001", "lorawan"])
+async def test_the_lorawan_adapter_speaks_for_every_radio(broker, suffix) -> None:
+    assert await arrives(broker, "fedmq-lora", suffix)
+
+
+@pytest.mark.parametrize("suffix", ["lorawan", "model", "blob/d1-0-0/0"])
+async def test_the_lorawan_adapter_follows_the_task(broker, suffix) -> None:
+    assert await hears(broker, "fedmq-lora", suffix)
+
+
+@pytest.mark.parametrize("suffix", ["model", "receipt/pump-1"])
+async def test_the_lorawan_adapter_is_not_the_server(broker, suffix) -> None:
+    assert not await arrives(broker, "fedmq-lora", suffix)
 
 
 @pytest.mark.parametrize("suffix", ["metrics", "versions", "events", "state/pump-1"])
