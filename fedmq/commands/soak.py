@@ -19,6 +19,7 @@ from rich.live import Live
 
 from fedmq.commands.running import until_told
 from fedmq.simulator.checker import Account, CheckerError, Verdict
+from fedmq.simulator.checker.orders import CODECS
 from fedmq.simulator.profiles import profile as link_profile
 from fedmq.simulator.soak.evidence import check as check_folder
 from fedmq.simulator.soak.fleet import processes_file
@@ -45,7 +46,10 @@ def soak(
     profile: Annotated[
         str | None, typer.Option(help="One link for all: nb-iot, lte-m, ... [default: a mix]")
     ] = None,
-    codec: Annotated[str, typer.Option(help="Of the task: topk_int8 or float32.")] = "topk_int8",
+    codec: Annotated[str, typer.Option(help=f"Of the task: {', '.join(CODECS)}.")] = "sq",
+    lattice: Annotated[
+        bool, typer.Option(help="Publish the model on a lattice: diffs and keyframes.")
+    ] = True,
     broker: Annotated[
         str, typer.Option(help="mosquitto, lab, or auto: mosquitto where it is installed.")
     ] = "auto",
@@ -101,6 +105,7 @@ def soak(
         per_minute=per_minute,
         profile=profile or "",
         codec=codec,
+        lattice=lattice,
         real_tcp=real_tcp,
     )
     if show is not None:
@@ -135,7 +140,7 @@ def _begun(
         if left := end_left(processes_file(resume)):
             typer.echo(f"ended what the soak before had left: {', '.join(left)}", err=True)
         return resume, progress
-    soak_spec(plan.codec)
+    soak_spec(plan)
     for number in range(plan.devices):
         model = link_profile(plan.profile_of(number))
         if plan.real_tcp:

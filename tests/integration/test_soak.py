@@ -114,6 +114,7 @@ def test_a_fleet_keeps_its_promise_under_a_minute_of_faults(done) -> None:
     classes = ("folded", "rejected", "superseded", "removed", "unsent")
     assert outcome["created"] == sum(outcome[name] for name in classes)
     assert outcome["versions_checked"] > 1
+    assert outcome["blobs_checked"] > 10
 
 
 def test_its_files_tell_the_same(done) -> None:

@@ -19,25 +19,21 @@ class Model:
     def __init__(self, params: Values) -> None:
         self.version = 0
         self.buffered = 0
-        self._params = params
+        self.params = params
         self._total = np.zeros_like(params)
         self._memory: Values | None = None
 
     @property
     def size(self) -> int:
         """The number of parameters."""
-        return int(self._params.size)
-
-    def digest(self, tensors: bytes) -> bytes:
-        """model_digest (docs/wire.md, section 6)."""
-        return sha256(tensors + self._params.astype("<f4").tobytes()).digest()
+        return int(self.params.size)
 
     def follow(self, orders: Orders) -> None:
         """Keep the momentum's memory from one specification to the next, if both have one."""
         if not orders.momentum:
             self._memory = None
         elif self._memory is None:
-            self._memory = np.zeros_like(self._params)
+            self._memory = np.zeros_like(self.params)
 
     def add(self, places: Places, values: Values, weight: float) -> None:
         """Put one update into the buffer."""
@@ -52,17 +48,22 @@ class Model:
             if self._memory is not None:
                 self._memory = self._memory * np.float32(orders.momentum) + mean
                 mean = self._memory
-            self._params = self._params + np.float32(orders.server_lr) * mean
-        self._total = np.zeros_like(self._params)
+            self.params = self.params + np.float32(orders.server_lr) * mean
+        self._total = np.zeros_like(self.params)
         self.version, self.buffered = self.version + 1, 0
 
     def become(self, params: Values) -> None:
         """The next version is another model; buffer and memory are void."""
-        self._params = params
+        self.params = params
         self._total = np.zeros_like(params)
         if self._memory is not None:
             self._memory = np.zeros_like(params)
         self.version, self.buffered = self.version + 1, 0
+
+
+def model_digest(tensors: bytes, params: Values) -> bytes:
+    """Over spec_digest and parameters (docs/wire.md, section 6)."""
+    return sha256(tensors + params.astype("<f4").tobytes()).digest()
 
 
 def read_params(data: bytes) -> Values:

@@ -6,19 +6,20 @@ cannot be read, and (NotCovered) every kind of entry that it does not know.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
 from typing import Final, TypeAlias
 
 import numpy as np
 
-from fedmq.simulator.checker.buffered import Model, read_params
+from fedmq.simulator.checker.buffered import Model, model_digest, read_params
 from fedmq.simulator.checker.entries import Raw, in_order
 from fedmq.simulator.checker.errors import BadLog, NotCovered
 from fedmq.simulator.checker.ids import Id
+from fedmq.simulator.checker.lattice import Lattice, Point
 from fedmq.simulator.checker.message import Refused, Update, read_update, without_seal
-from fedmq.simulator.checker.orders import CODECS, Orders, read_orders
+from fedmq.simulator.checker.orders import CODEC_IDS, Orders, read_orders
 from fedmq.simulator.checker.payload import Places, Values, read_payload
 from fedmq.simulator.checker.settled import Settled
 
@@ -27,6 +28,9 @@ Identity: TypeAlias = tuple[str, int, int]
 
 BELOW: Final = "below_window"
 """The server calls it settled, but it has never come: it is in no model."""
+
+SPAN: Final = 64
+"""So many publications back diffs begin."""
 
 _PHASES: Final = {"running", "paused", "finished"}
 
@@ -51,6 +55,9 @@ class Account:
         heard: of every message that came for it. Of a message that was cut there is none.
         buffered: updates that wait in the buffer.
         cursor: the id of the last entry.
+        origin: of the lattice on which the model is published, little-endian float32; empty: none.
+        points: its newest publications, as many as diffs may lead from.
+        ladder_from: the first publication from which a diff may lead.
     """
 
     version: int = 0
@@ -67,6 +74,9 @@ class Account:
     heard: dict[Identity, set[str]] = field(default_factory=dict)
     buffered: int = 0
     cursor: str = "0-0"
+    origin: bytes = b""
+    points: list[Point] = field(default_factory=list)
+    ladder_from: int = 0
 
 
 def fold(epoch: int, params: bytes, entries: Iterable[Raw]) -> Account:
@@ -78,7 +88,7 @@ def fold(epoch: int, params: bytes, entries: Iterable[Raw]) -> Account:
         run.apply(Id.read(text), fields)
     account, orders = run.account, run.orders
     account.version, account.buffered = run.model.version, run.model.buffered
-    account.digest = run.model.digest(orders.tensors).hex() if orders else ""
+    account.digest = model_digest(orders.tensors, run.model.params).hex() if orders else ""
     account.changed_bytes = [who for who, heard in account.heard.items() if len(heard) > 1]
     return account
 
@@ -110,6 +120,9 @@ class _Run:
         self._seals = False  # whether the task has ever asked for checksums
         self._published: int | None = None
         self._published_ms = 0
+        self._said = (-1, -1)  # epoch and version of the newest publication
+        self._lattice: Lattice | None = None
+        self._serial = 0  # of the next publication on a lattice
         self._waiting_since_ms = 0  # since when the buffer is not empty; 0 while it is
         self._started_ms = 0
         self._payload_bytes = 0
@@ -139,9 +152,7 @@ class _Run:
             case b"device":
                 self._set_device(_json(fields))
             case b"epoch":
-                self._epoch = int(str(_json(fields)["epoch"]))
-                self._bases.clear()
-                self._published = None  # so it is published again, at once
+                self._move(int(str(_json(fields)["epoch"])))
             case b"model":
                 self._go_back(int(fields[b"v"]), fields[b"p"])
             case _:
@@ -161,6 +172,21 @@ class _Run:
         self._waiting_since_ms = 0
         self._codecs.add(orders.codec)
         self._seals = self._seals or orders.checksum
+        if orders.exponents is None:
+            self._lattice, self.account.origin, self.account.points = None, b"", []
+        elif self._lattice is None:  # around the model as it is now
+            origin = self.model.params.copy()
+            self._lattice = Lattice(origin, orders.sizes, orders.exponents)
+            self.account.origin = origin.astype("<f4").tobytes()
+            self.account.ladder_from = self._serial
+
+    def _move(self, epoch: int) -> None:
+        """To another epoch: no base holds, no diff leads there; the model is published again."""
+        self._epoch = epoch
+        self._bases.clear()
+        self._published = None
+        self.account.ladder_from = self._serial
+        self.account.points = [replace(point, epoch=epoch) for point in self.account.points]
 
     def _enter(self, phase: str) -> None:
         if phase not in _PHASES:
@@ -218,11 +244,26 @@ class _Run:
         )
 
     def _publish(self, orders: Orders, ms: int) -> None:
-        digest = self.model.digest(orders.tensors)
+        """One version of an epoch is never two models: said again, it is what it was."""
         version = self.model.version
-        self.account.digests[version] = digest.hex()
-        self._bases[version] = int.from_bytes(digest[:4], "big")
+        if self._said != (self._epoch, version):
+            digest = model_digest(orders.tensors, self._proceeded(orders))
+            self.account.digests[version] = digest.hex()
+        self._bases[version] = int(self.account.digests[version][:8], 16)
         self._published, self._published_ms = version, ms
+        self._said = self._epoch, version
+
+    def _proceeded(self, orders: Orders) -> Values:
+        """The model, or the point of the lattice that comes nearest to it."""
+        lattice, model = self._lattice, self.model
+        if lattice is None or orders.exponents is None:
+            return model.params
+        lattice.walk(model.params, orders.exponents)
+        where = (self._serial, self._epoch, model.version, lattice.sizes)
+        point = Point(*where, lattice.exponents, lattice.q)
+        self.account.points = [*self.account.points[-SPAN:], point]
+        self._serial += 1
+        return lattice.params
 
     def _advanced(self, orders: Orders) -> None:
         """A new version: bases that are too old now are forgotten, but never the newest."""
@@ -280,6 +321,10 @@ class _Run:
             update = read_update(message)
         except Refused as refused:
             raise Refused("oversized" if oversized else refused.name) from refused
+        if update.partial:  # of a radio's frame: the newest epoch and version with these bits
+            epoch = _newest(update.epoch, 16, self._epoch)
+            base = _newest(update.base_version, 1 << 16, self.model.version)
+            update = replace(update, epoch=epoch, base_version=base)
         own_hash = "" if cut else sha256(message).hexdigest()
         return _Arrival(device, fields[b"s"].decode(), update, own_hash, oversized)
 
@@ -295,7 +340,7 @@ class _Run:
             raise Refused("wrong_shard")
         if arrival.update.epoch != self._epoch:
             raise Refused("wrong_epoch")
-        if arrival.update.spec_digest != int.from_bytes(orders.tensors[:2], "big"):
+        if arrival.update.spec_digest not in {None, int.from_bytes(orders.tensors[:2], "big")}:
             raise Refused("wrong_spec")
 
     def _check_base(self, orders: Orders, update: Update) -> None:
@@ -307,12 +352,12 @@ class _Run:
             raise Refused("too_stale")
         if base not in self._bases:
             raise Refused("unknown_base")
-        if update.base_digest != self._bases[base]:
+        if update.base_digest not in {None, self._bases[base]}:
             raise Refused("wrong_base")
 
     def _check_content(self, update: Update) -> None:
         """Everything in it but the payload."""
-        if update.codec not in CODECS.values():
+        if update.codec not in CODEC_IDS:
             raise Refused("unknown_codec")
         if update.codec not in self._codecs:
             raise Refused("wrong_codec")
@@ -325,7 +370,7 @@ class _Run:
         places, values = read_payload(update.codec, update.payload, orders.size)
         if not np.isfinite(values).all():
             raise Refused("not_finite")
-        if float(np.abs(values).max()) > orders.max_abs:
+        if float(np.abs(values).max(initial=0)) > orders.max_abs:
             raise Refused("bad_number")
         return places, values
 
@@ -355,6 +400,18 @@ class _Run:
             account.outcomes[who], account.decided[who] = outcome, own_hash
         if device not in self._banned or self._settled.knows(device, boot):
             self._settled.settle(*who, outcome)
+
+
+def _newest(rest: int, modulus: int, now: int) -> int:
+    """The highest number up to now that leaves this rest; a higher one when there is none."""
+    return max(
+        (
+            n
+            for n in (now - now % modulus + rest, now - now % modulus - modulus + rest)
+            if 0 <= n <= now
+        ),
+        default=rest,
+    )
 
 
 def _json(fields: Mapping[bytes, bytes]) -> dict[str, object]:

@@ -38,20 +38,24 @@ class Refused(Exception):  # noqa: N818 - a verdict, not an error
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update: the elements of its array, and its payload."""
+    """One update: what its header tells, and its payload.
+
+    `partial`: of epoch and base_version only the lowest 4 and 16 bits are told.
+    """
 
     epoch: int
     boot: int
     seq: int
     base_version: int
-    base_digest: int
-    spec_digest: int
+    base_digest: int | None
+    spec_digest: int | None
     codec: int
     num_examples: int
     contributions: int
     weight: float
     metrics: tuple[float, ...]
     payload: bytes
+    partial: bool = False
 
 
 def without_seal(device: str, message: bytes) -> bytes | None:
@@ -62,7 +66,12 @@ def without_seal(device: str, message: bytes) -> bytes | None:
 
 
 def read_update(message: bytes) -> Update:
-    """Read header, padding and payload. Raises Refused."""
+    """Read header and payload, in whichever of three forms. Raises Refused."""
+    match message[:1]:
+        case b"\x02":
+            return _short(message)
+        case b"\x03":
+            return _frame(message)
     array, end = _array(message)
     start = end + -end % 4
     if len(message) < start:
@@ -73,6 +82,66 @@ def read_update(message: bytes) -> Update:
     values = tuple(map(float, metrics.values()))
     every = [*array[1:9], contributions, float(weight), values, message[start:]]
     return Update(*every)
+
+
+def _short(message: bytes) -> Update:
+    """02, epoch, boot (4), seq, base_version, base_digest (4), codec (1), num_examples."""
+    epoch, at = _varint(message, 1, 0, _U16)
+    boot, at = _fixed(message, at, 4, 1, _U32)
+    seq, at = _varint(message, at, 1, _U32)
+    base, at = _varint(message, at, 0, _U32)
+    digest, at = _fixed(message, at, 4, 0, _U32)
+    codec, at = _fixed(message, at, 1, 0, _U7)
+    examples, at = _varint(message, at, 1, _U32)
+    told = (epoch, boot, seq, base, digest, None, codec, examples)
+    return Update(*told, 1, 1.0, (), message[at:])
+
+
+def _frame(message: bytes) -> Update:
+    """03, boot (4), seq, then the frame: codec (1), base_version (2), epoch and examples (1)."""
+    boot, at = _fixed(message, 1, 4, 1, _U32)
+    seq, at = _varint(message, at, 1, _U32)
+    codec, at = _fixed(message, at, 1, 0, _U7)
+    base, at = _fixed(message, at, 2, 0, _U16)
+    both, at = _fixed(message, at, 1, 0, 255)
+    told = (both // 16, boot, seq, base, None, None, codec, 2 ** (both % 16))
+    return Update(*told, 1, 1.0, (), message[at:], partial=True)
+
+
+def _fixed(message: bytes, at: int, size: int, least: int, most: int) -> tuple[int, int]:
+    """A number of so many bytes, the highest first, and where it ends."""
+    if at + size > len(message):
+        raise Refused("truncated")
+    return _ranged(int.from_bytes(message[at : at + size], "big"), least, most), at + size
+
+
+def _varint(message: bytes, at: int, least: int, most: int) -> tuple[int, int]:
+    value, at = read_count(message, at)
+    return _ranged(value, least, most), at
+
+
+def read_count(message: bytes, at: int) -> tuple[int, int]:
+    """A varint and where it ends: 7 bits a byte, the lowest first, at most 5, no more than needed.
+
+    Raises Refused.
+    """
+    value = 0
+    for place in range(5):
+        if at + place >= len(message):
+            raise Refused("truncated")
+        byte = message[at + place]
+        value += byte % 128 << 7 * place
+        if byte < 128:
+            if byte == 0 and place > 0:
+                raise Refused("malformed")
+            return value, at + place + 1
+    raise Refused("malformed")
+
+
+def _ranged(value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise Refused("bad_number")
+    return value
 
 
 def _array(message: bytes) -> tuple[list[Any], int]:

@@ -8,15 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from math import prod
+from math import ceil, log2, prod, sqrt
 from typing import Any, Final
 
 from fedmq.simulator.checker.errors import BadLog, NotCovered
 
 SPEC_MAX: Final = 1 << 20
-CODECS: Final = {"float32": 0, "topk_int8": 1}
+CODECS: Final = {"float32": 0, "topk_int8": 1, "sq": 2, "float16": 3, "int8": 4, "stc": 5}
+"""Those that the checker reads."""
 
-_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs", "uplink", "gain"}
+CODEC_IDS: Final = range(10)
+"""All that there are: an update in one that its task has not asked for is `wrong_codec`."""
+
+
+_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs", "uplink", "gain", "init"}
 """What is passed over: the log's own entries tell the phase, and no reports are judged here."""
 
 _KNOWN: Final[dict[str, dict[str, Any]]] = {
@@ -33,8 +38,15 @@ _KNOWN: Final[dict[str, dict[str, Any]]] = {
         "flush_after_s": 60.0,
         "examples_unit": 0,
     },
-    "codec": {"name": "topk_int8", "density": 0.05, "checksum": False},
-    "publish": {"every": 1, "seconds": 0.0, "chunk_bytes": 4096, "keep": 8},
+    "codec": {"name": "sq", "density": 0.05, "checksum": False},
+    "publish": {
+        "every": 1,
+        "seconds": 0.0,
+        "chunk_bytes": 4096,
+        "keep": 8,
+        "lattice": False,
+        "step": 0.0,
+    },
     "limits": {"max_update_bytes": 0, "max_abs": 1e6},
     "gate": {
         "metric": "",
@@ -68,7 +80,8 @@ class Orders:
 
     Attributes:
         tensors: the 32 bytes of spec_digest.
-        size: parameters.
+        sizes: parameters of each tensor.
+        exponents: of the lattice that is asked for, one a tensor; None: none is.
         buffer_size: FedBuff's K.
         server_lr: FedBuff's eta.
         momentum: FedBuff's beta.
@@ -88,7 +101,8 @@ class Orders:
     """
 
     tensors: bytes
-    size: int
+    sizes: tuple[int, ...]
+    exponents: tuple[int, ...] | None
     buffer_size: int
     server_lr: float
     momentum: float
@@ -105,6 +119,11 @@ class Orders:
     finish_versions: int
     finish_ms: int
     finish_bytes: int
+
+    @property
+    def size(self) -> int:
+        """Parameters."""
+        return sum(self.sizes)
 
     def weight(self, stale: int, examples: int) -> float:
         """How much an update counts: a fresh one exactly 1, unless its examples say less."""
@@ -136,10 +155,11 @@ def read_orders(data: bytes) -> Orders:
         raise NotCovered("a gate")
     if finish["metric"]:
         raise NotCovered("a task that is finished by a metric")
-    digest, size = _tensors(tables["params"]["tensors"])
+    digest, shapes = _tensors(tables["params"]["tensors"])
     return Orders(
         tensors=digest,
-        size=size,
+        sizes=tuple(map(prod, shapes)),
+        exponents=_exponents(shapes, float(publish["step"])) if publish["lattice"] else None,
         buffer_size=strategy["buffer_size"],
         server_lr=float(strategy["server_lr"]),
         momentum=float(strategy["momentum"]),
@@ -151,7 +171,7 @@ def read_orders(data: bytes) -> Orders:
         checksum=codec["checksum"],
         publish_every=publish["every"],
         publish_ms=_ms(publish["seconds"]),
-        max_bytes=limits["max_update_bytes"] or 8 * size + 4096,
+        max_bytes=limits["max_update_bytes"] or 8 * sum(map(prod, shapes)) + 4096,
         max_abs=float(limits["max_abs"]),
         finish_versions=finish["versions"],
         finish_ms=_ms(finish["seconds"]),
@@ -188,16 +208,38 @@ def _complete(name: str, found: object, known: Mapping[str, Any]) -> dict[str, A
     return {**known, **found}
 
 
-def _tensors(tensors: list[dict[str, Any]]) -> tuple[bytes, int]:
-    """spec_digest, and the number of parameters (docs/wire.md, section 6)."""
-    lines, size = b"", 0
+def _tensors(tensors: list[dict[str, Any]]) -> tuple[bytes, list[list[int]]]:
+    """spec_digest, and the tensors' shapes (docs/wire.md, section 6)."""
+    lines, shapes = b"", []
     for tensor in tensors:
         plain = _complete("params.tensors", tensor, {"name": "", "shape": [], "kind": "trained"})
         if plain["kind"] != "trained":
             raise NotCovered(f"a tensor of kind {plain['kind']!r}")
         shape = plain["shape"]
         lines += plain["name"].encode() + b"\0" + ",".join(map(str, shape)).encode() + b"\n"
-        size += prod(shape)
-    if not size:
+        shapes.append(shape)
+    if not shapes:
         raise BadLog("a specification without tensors")
-    return sha256(lines).digest(), size
+    return sha256(lines).digest(), shapes
+
+
+def _exponents(shapes: list[list[int]], step: float) -> tuple[int, ...]:
+    """Exponents m of the tensors, whose steps are 2^-m: of `step` for all, or by shape.
+
+    By shape: the highest power of two that is at most 0.4 sqrt(2 / (fan_in + fan_out)). A vector
+    has the step of the last matrix before it, else of the first behind it, else 2^-5.
+    """
+    if step:
+        return (round(-log2(step)),) * len(shapes)
+    own = [_by_fans(shape) if len(shape) > 1 else None for shape in shapes]
+    last = next((m for m in own if m is not None), 5)
+    found = []
+    for m in own:
+        last = last if m is None else m
+        found.append(last)
+    return tuple(found)
+
+
+def _by_fans(shape: list[int]) -> int:
+    fans = (shape[0] + shape[1]) * prod(shape[2:])
+    return min(24, ceil(-log2(0.4 * sqrt(2 / fans))))

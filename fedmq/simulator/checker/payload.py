@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq.simulator.checker.impulses import read_impulses, read_scales
 from fedmq.simulator.checker.message import Refused
 
 Values: TypeAlias = NDArray[np.float32]
@@ -18,15 +19,50 @@ Places: TypeAlias = slice | NDArray[np.int64]
 
 def read_payload(codec: int, payload: bytes, size: int) -> tuple[Places, Values]:
     """A delta of `size` parameters. Raises Refused."""
-    return _float32(payload, size) if codec == 0 else _topk_int8(payload, size)
+    match codec:
+        case 0:
+            return _float32(payload, size)
+        case 1:
+            return _topk_int8(payload, size)
+        case 2:
+            return read_impulses(payload, size, apart=0)
+        case 3:
+            return _float16(payload, size)
+        case 4:
+            return _int8(payload, size)
+        case 5:
+            return read_impulses(payload, size, apart=1)
+    raise ValueError(codec)
 
 
 def _float32(payload: bytes, size: int) -> tuple[Places, Values]:
-    if len(payload) < 4 * size:
-        raise Refused("truncated")
-    if len(payload) > 4 * size:
-        raise Refused("oversized")
+    _exactly(payload, 4 * size)
     return slice(None), np.frombuffer(payload, "<f4").astype(np.float32)
+
+
+def _float16(payload: bytes, size: int) -> tuple[Places, Values]:
+    _exactly(payload, 2 * size)
+    with np.errstate(all="ignore"):
+        return slice(None), np.frombuffer(payload, "<f2").astype(np.float32)
+
+
+def _int8(payload: bytes, size: int) -> tuple[Places, Values]:
+    """A scale for every 1,024 coordinates, then a byte for each."""
+    blocks = (size + 1023) // 1024
+    _exactly(payload, 2 * blocks + size)
+    scales = read_scales(payload[: 2 * blocks])
+    steps = np.frombuffer(payload[2 * blocks :], np.int8)
+    if -128 in steps.tolist():
+        raise Refused("bad_number")
+    with np.errstate(all="ignore"):
+        return slice(None), steps.astype(np.float32) * scales[np.arange(size) // 1024]
+
+
+def _exactly(payload: bytes, length: int) -> None:
+    if len(payload) < length:
+        raise Refused("truncated")
+    if len(payload) > length:
+        raise Refused("oversized")
 
 
 def _topk_int8(payload: bytes, size: int) -> tuple[Places, Values]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias, TypedDict
 
 from fedmq.simulator.checker.fold import BELOW, Account, Identity
+from fedmq.simulator.checker.ladder import Retained
 
 Created: TypeAlias = tuple[int, int, str, int | tuple[int, int] | None]
 """One line of a device's ledger: boot, seq, SHA-256 (hex) of the message as created (without a
@@ -56,6 +57,7 @@ class Verdict:
         digest: of the newest version that the service has published, as it said it.
         sequential_digest: of the same version, as the checker has folded it.
         versions_checked: published versions whose digests were compared.
+        blobs_checked: keyframes and diffs of a lattice that were read and compared.
         mismatches: sentences: digests and counters that differ, and ledgers that contradict.
     """
 
@@ -76,6 +78,7 @@ class Verdict:
     digest: str = ""
     sequential_digest: str = ""
     versions_checked: int = 0
+    blobs_checked: int = 0
     mismatches: list[str] = field(default_factory=list)
 
     @property
@@ -103,6 +106,8 @@ class Verdict:
                 f"The service's model is {self.digest[:16] or 'unknown'}, folded again one by one "
                 f"it is {self.sequential_digest[:16] or 'unknown'}."
             )
+        if self.blobs_checked:
+            lines.append(f"Of the lattice {self.blobs_checked} keyframes and diffs were compared.")
         if self.unsent:
             lines.append(f"Sent once, and lost on the way: {self.unsent}.")
         if self.strangers:
@@ -129,6 +134,7 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
     service: Service,
     *,
     sent_once: Collection[Identity] = (),
+    retained: Retained | None = None,
 ) -> Verdict:
     """Hold everything against everything.
 
@@ -140,8 +146,10 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
         published: version -> digest, as the service recorded them: hex, at least 16 digits.
         service: its counters.
         sent_once: what nobody sends again, though a broker may lose what it has acknowledged.
+        retained: what was found among the blobs of a lattice, if anybody has looked.
     """
-    mismatches: list[str] = []
+    retained = retained or Retained()
+    mismatches = list(retained.mismatches)
     created = _created(ledgers, mismatches)
     superseded = {who for line in created.values() if (who := line.replaced) in created}
     excuses = {
@@ -191,6 +199,7 @@ def judge(  # noqa: PLR0917 - six kinds of evidence, each with its own type
         digest=published.get(newest, ""),
         sequential_digest=account.digests.get(newest, account.digest),
         versions_checked=len(published.keys() & account.digests.keys()),
+        blobs_checked=retained.checked,
         mismatches=mismatches,
     )
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgpack
+from redis.asyncio import Redis
 
 from aggregator.tasks import task_status, version_records
-from fedmq.simulator.checker import Account, Created, Verdict, fold, judge
+from fedmq.simulator.checker import Account, Created, Verdict, fold, judge, look
 from fedmq.simulator.checker.entries import join, read_archive, read_origin
 from fedmq.simulator.checker.verdict import Service
 from fedmq.simulator.soak.cards import Identity, adopted_on, open_on, read_removed
@@ -26,6 +27,10 @@ from schemas.wire import decode_manifest
 
 _FILE: Final = "evidence.json"
 _REST: Final = "rest.msgpack"
+_RETAINED: Final = "retained.msgpack"
+
+_LOOKS: Final = 5
+"""How often it is tried to see manifest and blobs of one moment."""
 
 
 async def gather(fleet: Fleet) -> None:
@@ -36,9 +41,11 @@ async def gather(fleet: Fleet) -> None:
         versions = await version_records(redis, TASK)
         entries: Any = await redis.xrange(keys.log)
         info: Any = await redis.xinfo_stream(keys.log)
+        retained = await _retained(redis, keys)
     rest = [[entry_id.decode(), dict(fields)] for entry_id, fields in entries]
     trimmed = int(info.get("entries-added", len(rest))) > len(rest)
     (fleet.folder / _REST).write_bytes(msgpack.packb(rest))
+    (fleet.folder / _RETAINED).write_bytes(msgpack.packb(retained))
     opened: set[Identity] = set()
     for device in fleet.devices:
         opened |= open_on(device.spool, device.name)
@@ -52,6 +59,19 @@ async def gather(fleet: Fleet) -> None:
         "tasks_failed": lines_with(fleet, "task_failed"),
     }
     (fleet.folder / _FILE).write_text(json.dumps(evidence))
+
+
+async def _retained(redis: Redis, keys: TaskKeys) -> tuple[bytes, dict[str, bytes]]:
+    """The newest manifest, and every blob that is kept with it, by name."""
+    before = len(keys.blob(""))
+    for _ in range(_LOOKS):
+        manifest: Any = await redis.get(keys.manifest)
+        names: Any = [name async for name in redis.scan_iter(match=keys.blob("*"))]
+        blobs: Any = await redis.mget(names) if names else []
+        if manifest == await redis.get(keys.manifest) and None not in blobs:
+            break
+    pairs = zip(names, blobs, strict=True)
+    return manifest or b"", {name.decode()[before:]: blob for name, blob in pairs if blob}
 
 
 def lines_with(fleet: Fleet, words: str) -> dict[str, int]:
@@ -78,6 +98,8 @@ def check(folder: Path) -> tuple[Verdict, Account, Mapping[str, Any]]:
     try:
         evidence = json.loads((folder / _FILE).read_text())
         rest: Any = msgpack.unpackb((folder / _REST).read_bytes(), max_ext_len=0)
+        file = folder / _RETAINED  # a soak of before has none
+        retained: Any = msgpack.unpackb(file.read_bytes()) if file.exists() else None
     except (OSError, ValueError) as exc:
         raise ConfigError("check", f"{folder} holds no finished soak ({exc})") from exc
     archive = folder / "archive"
@@ -99,6 +121,7 @@ def check(folder: Path) -> tuple[Verdict, Account, Mapping[str, Any]]:
     verdict = judge(
         *(ledgers(folder), account, opened, removed, published, service),
         sent_once=sent_once(folder),
+        retained=None if retained is None else look(account, *retained),
     )
     return verdict, account, evidence
 

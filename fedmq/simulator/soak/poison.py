@@ -23,6 +23,7 @@ from aggregator.tasks import published_model
 from fedmq.simulator.soak.fleet import HALVES, Fleet
 from fedmq.simulator.soak.plan import BROKER_QUEUE, ROGUE, TASK
 from redis_session.connection import connect
+from schemas.codecs import codec_by_name
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, ModelVersion, Seq, shard_of
 from schemas.params import base_digest
@@ -31,6 +32,13 @@ from schemas.topics import DEFAULT_PREFIX, TaskTopics, read_shards
 from schemas.wire import encode_update
 
 _TOPICS: Final = TaskTopics(DEFAULT_PREFIX, TASK)
+
+_NOT_FINITE: Final = b"\xc0\x7f\x01\x04"
+"""Of sq and stc: one impulse of NaN at index 0."""
+
+_TOO_FAR: Final = b"\x80\x3f\x01\xff\xff\xff\xff\xf8"
+"""One impulse at index 2^31 - 1."""
+
 PATIENCE_S: Final = 5.0
 """How long the broker may take for all of it."""
 
@@ -41,15 +49,7 @@ async def send_poison(fleet: Fleet, rng: random.Random) -> str:
     good = await _good_update(fleet, rng)
     if good is None:
         return "Redis does not answer just now"
-    nan = struct.pack("<BfI", 1, float("nan"), 1) + b"\x00\x01"
-    readable = [
-        replace(good, payload=nan),
-        replace(good, seq=Seq(2), base_version=ModelVersion(good.base_version + 10_000)),
-        replace(good, seq=Seq(3), payload=bytes(12_000)),
-        replace(good, seq=Seq(4), payload=struct.pack("<BfI", 1, 1.0, 1 << 30)),
-        replace(good, seq=Seq(5), base_digest=good.base_digest ^ 1),
-        replace(good, seq=Seq(6), codec=99),
-    ]
+    readable = poisoned(good, fleet.plan.codec)
     messages = [sealed(encode_update(update), device) for update in readable]
     messages += [rng.randbytes(rng.randrange(1, 200)) for _ in range(3)]
 
@@ -58,6 +58,22 @@ async def send_poison(fleet: Fleet, rng: random.Random) -> str:
             _write_down(fleet.folder, readable[number])
 
     return await _publish(fleet, _TOPICS.up(device), messages, acknowledged)
+
+
+def poisoned(good: ModelUpdate, codec: str) -> list[ModelUpdate]:
+    """Updates that can be read, and that no server may fold."""
+    nan, far = _NOT_FINITE, _TOO_FAR
+    if codec == "topk_int8":
+        nan = struct.pack("<BfI", 1, float("nan"), 1) + b"\x00\x01"
+        far = struct.pack("<BfI", 1, 1.0, 1 << 30)
+    return [
+        replace(good, payload=nan, spec_digest=None),  # under the short header
+        replace(good, seq=Seq(2), base_version=ModelVersion(good.base_version + 10_000)),
+        replace(good, seq=Seq(3), payload=bytes(12_000)),
+        replace(good, seq=Seq(4), payload=far),
+        replace(good, seq=Seq(5), base_digest=(good.base_digest or 0) ^ 1),
+        replace(good, seq=Seq(6), codec=99),
+    ]
 
 
 async def flood(fleet: Fleet, bridge: int, rng: random.Random) -> str:
@@ -83,7 +99,7 @@ async def _good_update(fleet: Fleet, rng: random.Random) -> ModelUpdate | None:
                 base_version=manifest.version,
                 base_digest=base_digest(manifest.model_digest),
                 spec_digest=int.from_bytes(manifest.spec_digest[:2], "big"),
-                codec=1,
+                codec=codec_by_name(fleet.plan.codec).codec_id,
                 num_examples=1,
                 payload=b"",
             )

@@ -35,7 +35,6 @@ from redis_session.connection import connect
 from schemas.errors import FedmqError
 from schemas.initial import initial_params
 from schemas.keys import TaskKeys
-from schemas.task import InitOptions
 from schemas.wire import decode_manifest
 
 WARM_UP_S: Final = 60.0
@@ -112,12 +111,13 @@ async def run(
 
 async def _begin(here: Fleet) -> None:
     """The task, if it is new; then everybody who works on it."""
-    spec = soak_spec(here.plan.codec)
+    plan = here.plan
+    spec = soak_spec(plan)
     async with connect(here.redis.url) as redis:
         if not await redis.exists(TaskKeys(TASK).origin):
             # the shell makes the generator that the core is given
-            rng = np.random.default_rng(here.plan.seed)  # noqa: TID251
-            params = initial_params(spec.params, InitOptions(), rng)
+            rng = np.random.default_rng(plan.init.seed)  # noqa: TID251
+            params = initial_params(spec.params, plan.init, rng)
             await create_task(redis, TASK, spec, params, epoch=EPOCH)
     for machine in [*here.bridges, *here.aggregators]:
         machine.start()

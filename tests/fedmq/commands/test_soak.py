@@ -139,6 +139,7 @@ def test_an_archive_that_was_altered_is_one_line_that_names_the_file(folder: Fol
     ("arguments", "words"),
     [
         (("--codec", "zip"), ("codec", "zip", "topk_int8")),
+        (("--codec", "eden"), ("codec", "the checker does not read 'eden'", "sq")),
         (("--profile", "moon"), ("profile", "moon", "nb-iot")),
         (("--broker", "emqx"), ("broker", "emqx", "mosquitto")),
         (("--redis", "kv"), ("redis", "kv", "valkey")),

@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 from laws import generator
 
+from aggregator import shelf
 from fedmq.simulator.checker.entries import Raw
 from fedmq.simulator.checker.verdict import Created, Service
 from schemas.codecs import codec_by_name
@@ -25,6 +26,7 @@ from schemas.log import (
 )
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, shard_of
+from schemas.short import carried, over_the_air
 from schemas.task import (
     FinishOptions,
     LimitOptions,
@@ -33,9 +35,10 @@ from schemas.task import (
     TaskSpec,
     spec_to_json,
 )
-from schemas.wire import encode_update
+from schemas.wire import decode_update, encode_manifest, encode_update
 from tests.aggregator.world import EPOCH, SIZE, World, encoded, make_spec, ramp, vector
 
+CODECS = ("float32", "topk_int8", "sq", "sq", "float16", "int8", "stc")
 DEVICES = [DeviceId(name) for name in ("a", "pump-7", "zz")]
 
 
@@ -46,6 +49,7 @@ class Recorder:
     spec: TaskSpec = field(default_factory=make_spec)
     published: dict[int, str] = field(default_factory=dict)
     ledgers: dict[str, list[Created]] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.world = World(None)
@@ -72,9 +76,21 @@ class Recorder:
 
     def write(self, body: Body, *, after_ms: int = 1) -> None:
         self.world.append(body, after_ms=after_ms)
-        for publication in self.world.changes().publications:
+        changes = self.world.changes()
+        for publication in changes.publications:
             manifest = publication.manifest
             self.published[manifest.version] = manifest.model_digest.hex()
+        kept = shelf.in_redis(self.world.state)
+        for old, new in shelf.renamed(changes, kept).items():
+            self.blobs[new] = self.blobs.pop(old)
+        self.blobs |= shelf.fresh(changes, kept)
+        self.blobs = {name: self.blobs[name] for name in kept}
+
+    @property
+    def manifest(self) -> bytes:
+        """The newest that everybody has."""
+        last = self.world.state.published
+        return b"" if last is None else encode_manifest(last.named)
 
     def create(
         self, update: ModelUpdate, device: str, replaced: int | tuple[int, int] | None = None
@@ -112,7 +128,7 @@ def random_spec(rng: random.Random, *, checksum: bool) -> TaskSpec:
             ]
         )
     spec = make_spec(
-        codec=rng.choice(("float32", "topk_int8")),
+        codec=rng.choice(CODECS),
         buffer_size=rng.choice((1, 1, 2, 3, 7)),
         server_lr=rng.choice((1.0, 0.3, 1.7)),
         momentum=rng.choice((0.0, 0.0, 0.9, 0.37)),
@@ -124,6 +140,8 @@ def random_spec(rng: random.Random, *, checksum: bool) -> TaskSpec:
             every=min(rng.choice((1, 1, 2, 3)), max(1, stale)),
             seconds=rng.choice((0.0, 0.05)),
             keep=3,
+            lattice=rng.random() < 0.6,
+            step=rng.choice((0.0, 0.25, 2.0**-6, 2.0**-16)),
         ),
         limits=LimitOptions(
             max_update_bytes=rng.choice((0, 0, 0, 70)), max_abs=rng.choice((1e6, 1e6, 2.5))
@@ -179,34 +197,48 @@ class RandomLog:
             vector(self.numbers), device=device, boot=boot, seq=seq, base_version=rng.choice(bases)
         )
         good = replace(good, num_examples=rng.choice((1, 30, 100, 4000)))
-        data = self.recorder.create(self.spoilt(good) if rng.random() < 0.25 else good, device)
+        update = self.shortened(self.spoilt(good) if rng.random() < 0.25 else good)
+        data = self.recorder.create(update, device)
         if rng.random() < 0.6:
             self.deliver(device, data)
         else:
             self.waiting.append((device, data))
 
+    def shortened(self, update: ModelUpdate) -> ModelUpdate:
+        """Some have the short header, some come as a frame."""
+        roll = self.rng.random()
+        if roll > 0.4 or update.metrics or (update.contributions, update.weight) != (1, 1.0):
+            return update
+        if roll > 0.2:
+            return replace(update, spec_digest=None)
+        return decode_update(carried(update.boot, update.seq, over_the_air(update)))
+
     def spoilt(self, good: ModelUpdate) -> ModelUpdate:
         """Readable, and yet not one that is folded (as a rule)."""
         rng, now = self.rng, self.recorder.world.state.model.version
-        name = rng.choice(("float32", "topk_int8"))
+        name = rng.choice(CODECS)
         codec = codec_by_name(name).codec_id
         one = vector(self.numbers)
         bad = one.copy()
         bad[rng.randrange(SIZE)] = rng.choice((np.nan, np.inf, -np.inf, 1e7, 2.6))
         scale = struct.pack("<f", rng.choice((np.nan, np.inf, -1.0, -0.0, 1e30, 1e-42)))
-        payload = bytearray(encoded("topk_int8", one))
+        payload = bytearray(encoded(name, one))
         payload[rng.randrange(len(payload))] ^= rng.choice((1, 2, 128, 255))
+        own = bytearray(good.payload)
+        own[rng.randrange(len(own))] ^= rng.choice((1, 2, 128, 255))
         changes = [
             {"epoch": good.epoch + 1},
-            {"spec_digest": good.spec_digest ^ 1},
-            {"base_digest": good.base_digest ^ 1},
+            {"spec_digest": (good.spec_digest or 0) ^ 1},
+            {"base_digest": (good.base_digest or 0) ^ 1},
             {"base_version": now + 1},
             {"base_version": rng.randrange(now + 1)},
-            {"codec": 9},
+            {"codec": 99},
             {"codec": codec, "payload": encoded(name, one)},
             {"codec": 0, "payload": bad.tobytes()},
             {"codec": 1, "payload": b"\x01" + scale + b"\x01\0\0\0\x03\x05"},
-            {"codec": 1, "payload": bytes(payload)},
+            {"codec": codec, "payload": bytes(payload)},
+            {"payload": bytes(own)},
+            {"codec": rng.choice((6, 9))},
             {"contributions": 2},
             {"weight": rng.choice((0.5, float("nan")))},
             {"metrics": {"loss": rng.choice((1.0, float("nan"))), "@": 3.0}},

@@ -19,7 +19,7 @@ from fedmq.simulator.soak.plan import EPOCH, TASK, Plan
 from fedmq.simulator.soak.report import Progress, in_words, kept, report
 from schemas.log import EntryId, SpecSet
 from schemas.names import Epoch
-from schemas.task import spec_to_json
+from schemas.task import PublishOptions, spec_to_json
 from tests.aggregator.world import World, make_spec, ramp
 from tests.fedmq.simulator.checker.logs import Recorder
 
@@ -45,9 +45,9 @@ class Soaked(Recorder):
         return self.create(self.world.update(device=device, **given), device, replaced)
 
 
-def soaked() -> Soaked:
+def soaked(publish: PublishOptions | None = None) -> Soaked:
     """Two devices, eight updates: six are folded, one is refused, one replaced; one came twice."""
-    soak = Soaked(make_spec(buffer_size=2))
+    soak = Soaked(make_spec(buffer_size=2, publish=publish))
     one, two = DEVICES
     for _ in range(2):
         first, second = soak.make(one), soak.make(two)
@@ -70,6 +70,7 @@ class Folder:
         self.progress = Progress(Plan(seed=1, seconds=60.0, devices=2), 60.2, struck={"kill x": 12})
         self._archive(soak)
         self.write_rest(soak.raw[TRIMMED:])
+        self.write_retained(soak.manifest, soak.blobs)
         for device, lines in soak.ledgers.items():
             folder = path / "devices" / device
             folder.mkdir(parents=True)
@@ -109,6 +110,9 @@ class Folder:
     def write_rest(self, raw: list[Raw]) -> None:
         rest = [[text, dict(fields)] for text, fields in raw]
         (self.path / "rest.msgpack").write_bytes(msgpack.packb(rest))
+
+    def write_retained(self, manifest: bytes, blobs: Mapping[str, bytes]) -> None:
+        (self.path / "retained.msgpack").write_bytes(msgpack.packb([manifest, dict(blobs)]))
 
     def add_line(
         self, device: str, boot: int, seq: int, digest: str = "", replaced: Any = None, **more: Any

@@ -11,6 +11,7 @@ from fedmq.simulator.soak.evidence import check, ledgers, lines_with
 from fedmq.simulator.soak.fleet import Fleet
 from fedmq.simulator.soak.plan import Plan
 from schemas.errors import ConfigError
+from schemas.task import PublishOptions
 from tests.fedmq.simulator.soak.folders import DEVICES, Folder, soaked
 
 ONE, TWO = DEVICES
@@ -222,6 +223,22 @@ def test_other_bytes_than_were_created_have_settled_nothing(folder: Folder) -> N
     verdict, _, _ = folder.judged()
     assert verdict.settled_wrong == [(ONE, 7, 1)]
     assert not folder.kept()
+
+
+# -- what is retained of a lattice -----------------------------------------------------------------
+
+
+def test_what_is_kept_of_a_lattice_is_read_and_compared(tmp_path: Path) -> None:
+    soak = soaked(PublishOptions(lattice=True))
+    folder = Folder(tmp_path, soak)
+    assert folder.report()["blobs_checked"] == 8, "four keyframes, three diffs and a merged one"
+    assert folder.kept()
+    folder.write_retained(soak.manifest, soak.blobs | {"d1-1-0": soak.blobs["d1-0-1"]})
+    assert not folder.kept()
+    assert folder.judged()[0].mismatches == ["blob d1-1-0 does not lead from publication 1 to 2"]
+    (tmp_path / "retained.msgpack").unlink()  # a soak of before has none
+    assert folder.report()["blobs_checked"] == 0
+    assert folder.kept()
 
 
 # -- what is refused -------------------------------------------------------------------------------

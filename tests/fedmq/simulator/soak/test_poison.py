@@ -13,28 +13,33 @@ from fedmq.simulator.soak import poison
 from fedmq.simulator.soak.evidence import sent_once
 from fedmq.simulator.soak.fleet import Fleet
 from fedmq.simulator.soak.plan import Plan
-from fedmq.simulator.soak.poison import send_poison
+from fedmq.simulator.soak.poison import poisoned, send_poison
+from schemas.codecs import codec_by_name
+from schemas.delta import within
+from schemas.errors import WireError
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, Epoch, ModelVersion, Seq
+from schemas.outcomes import Reason
+
+GOOD = ModelUpdate(
+    epoch=Epoch(1),
+    boot=Boot(7),
+    seq=Seq(1),
+    base_version=ModelVersion(3),
+    base_digest=1,
+    spec_digest=2,
+    codec=2,
+    num_examples=1,
+    payload=b"",
+)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     """A fleet of which only a model is known."""
-    good = ModelUpdate(
-        epoch=Epoch(1),
-        boot=Boot(7),
-        seq=Seq(1),
-        base_version=ModelVersion(3),
-        base_digest=1,
-        spec_digest=2,
-        codec=1,
-        num_examples=1,
-        payload=b"",
-    )
 
     async def known(_fleet: Fleet, _rng: random.Random) -> ModelUpdate:
-        return good
+        return GOOD
 
     monkeypatch.setattr(poison, "_good_update", known)
     return Fleet(Plan(seed=1, seconds=1.0), tmp_path)
@@ -81,3 +86,13 @@ async def test_each_line_is_written_once_its_message_is_acknowledged(
     assert bool(why) == (patience < 9)
     assert [line["seq"] for line in lines(here)] == list(range(1, written + 1))
     assert sent_once(here.folder) == {("rogue", 7, seq + 1) for seq in range(written)}
+
+
+@pytest.mark.parametrize("codec", ["sq", "stc", "topk_int8"])
+def test_poison_is_made_for_the_codec_of_the_task(codec: str) -> None:
+    nan, _, _, far, *_ = poisoned(GOOD, codec)
+    decode = codec_by_name(codec).decode
+    assert not within(decode(memoryview(nan.payload), 400).values, 1e6)
+    with pytest.raises(WireError) as refused:
+        decode(memoryview(far.payload), 400)
+    assert refused.value.reason is Reason.BAD_INDEX

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.simulator.soak.plan import Plan, device_name, soak_spec
+from fedmq.simulator.checker.orders import CODECS
+from fedmq.simulator.soak.plan import DENSE, Plan, device_name, soak_spec
 from fedmq.simulator.soak.report import MANY, Progress, broken, kept
 from fedmq.simulator.soak.schedule import NEEDS_FAKETIME, NEEDS_LINUX
 from schemas.errors import ConfigError
+from schemas.uplink import read_uplink
 from tests.fedmq.simulator.soak.folders import DEVICES, Folder, soaked
 
 ONE, TWO = DEVICES
@@ -28,7 +30,8 @@ def test_the_report_is_one_json_object_with_all_that_was_promised(folder: Folder
     assert (told["duplicates_dropped"], told["unreadable"]) == (2, 1)
     assert (told["version"], told["versions_checked"], told["devices_at_newest"]) == (3, 4, 2)
     assert (told["seed"], told["seconds"], told["devices"]) == (1, 60.2, 2)
-    assert (told["broker"], told["redis"], told["codec"]) == ("lab", "valkey", "topk_int8")
+    assert (told["broker"], told["redis"], told["codec"]) == ("lab", "valkey", "sq")
+    assert (told["lattice"], told["blobs_checked"]) == (True, 0), "no blobs were kept here"
     assert told["kept"] is True
     assert told["mismatches"] == []
 
@@ -186,10 +189,28 @@ def test_devices_have_a_mix_of_links_or_the_one_that_was_asked_for() -> None:
     assert len({device_name(number) for number in range(64)}) == 64
 
 
-def test_the_task_of_a_soak_asks_for_checksums_and_refuses_an_unknown_codec() -> None:
-    for codec in ("topk_int8", "float32"):
-        assert soak_spec(codec).codec.name == codec
-        assert soak_spec(codec).codec.checksum, "or corrupt bytes would be folded"
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_task_of_a_soak_asks_for_checksums_a_budget_and_a_lattice(
+    codec: str, seed: int
+) -> None:
+    spec = soak_spec(Plan(seed=seed, seconds=1.0, codec=codec))
+    assert spec.codec.name == codec
+    assert spec.codec.checksum, "or corrupt bytes would be folded"
+    assert spec.publish.lattice
+    assert not soak_spec(Plan(seed=seed, seconds=1.0, lattice=False)).publish.lattice
+    assert (spec.init is None) == (seed == 1), "half of all fleets fetch the first model"
+    budget = read_uplink(spec.uplink)
+    assert budget.day_bytes == 1e8
+    assert bool(budget.message_bytes) == (codec not in DENSE)
+
+
+@pytest.mark.parametrize(
+    ("codec", "words"), [("zip", "topk_int8"), ("eden", "the checker does not read")]
+)
+def test_a_codec_that_there_is_not_or_that_nobody_could_check_is_refused(
+    codec: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match="codec") as refused:
-        soak_spec("zip")
-    assert "topk_int8" in refused.value.remedy
+        soak_spec(Plan(seed=1, seconds=1.0, codec=codec))
+    assert words in refused.value.remedy
