@@ -46,7 +46,7 @@ def update(
     What waits in a FedBuff buffer is folded first. Updates that were made under the old
     specification are still taken, their codec's too. Tensors never change.
 
-    Example: fedmq task update pumps --set train.epochs=3 --set codec.density=0.02
+    Example: fedmq task update pumps --set train.epochs=3 --set strategy.buffer_size=20
     """
     task = task_name(name)
     if not assignments and spec is None:
