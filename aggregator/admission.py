@@ -17,6 +17,7 @@ from schemas.messages import ModelUpdate
 from schemas.names import Epoch, ModelVersion, shard_of
 from schemas.outcomes import Reason
 from schemas.seal import unsealed
+from schemas.short import FRAME_EPOCHS, FRAME_VERSIONS
 from schemas.task import TaskSpec
 from schemas.wire import decode_update
 
@@ -85,12 +86,13 @@ def read_header(arrived: Arrived, standing: Standing) -> ModelUpdate | Rejected:
 def _completed(update: ModelUpdate, standing: Standing) -> ModelUpdate:
     """Read the epoch and version of a frame: the newest that end in its bits.
 
-    No base is older than 2^16 versions (strategy.max_staleness), so that there is no choice.
+    No base is older than 2^16 versions (strategy.max_staleness), so that there is no choice; and a
+    task's next life avoids the epochs that end like those before (`aggregator.tasks.fresh_epoch`).
     """
     return replace(
         update,
-        epoch=Epoch(_newest(update.epoch, 16, standing.epoch)),
-        base_version=ModelVersion(_newest(update.base_version, 1 << 16, standing.version)),
+        epoch=Epoch(_newest(update.epoch, FRAME_EPOCHS, standing.epoch)),
+        base_version=ModelVersion(_newest(update.base_version, FRAME_VERSIONS, standing.version)),
         partial=False,
     )
 

@@ -79,8 +79,8 @@ async def import_task(
         ConfigError: the task exists or is not cleared yet, or the epoch is not above the file's.
     """
     keys, state = TaskKeys(task), backup.state
-    known = await fresh_epoch(redis, task, unix_s)
-    number = check_epoch(max(known, state.epoch + 1) if epoch is None else epoch)
+    known = await fresh_epoch(redis, task, unix_s, last=state.epoch)
+    number = check_epoch(known if epoch is None else epoch)
     if number <= state.epoch:
         remedy = f"{number} must be above {state.epoch}, the file's: devices ignore a lower one"
         raise ConfigError("epoch", remedy)

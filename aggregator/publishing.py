@@ -115,6 +115,7 @@ class Publisher:
         if lattice is None:
             part = state.model.vectors["params"]
             manifest, blob = _plain(spec, state.epoch, version, self._whole(spec, part))
+            changes.beside.pop(manifest.blob, None)  # its keyframe of another epoch, moved here
             changes.publications.append(Publication(manifest, blob, manifest.blob))
             return manifest, part, ""
         self._walk(spec, lattice)
@@ -347,6 +348,9 @@ class Publisher:
             whole = self._whole(spec, part)
             drawn = first and spec.init is not None
             state.lattice = begun(spec, whole, part, drawn=drawn, serial=state.serial)
+            manifests = (release.named for release in state.releases.values())
+            for same in (m for m in manifests if m.origin == state.lattice.name):
+                state.lattice.chunk_bytes = same.chunk_bytes  # it is retained in such chunks
             changes.vectors |= {"origin", "keyframe"}
             if not drawn:
                 changes.beside[state.lattice.name] = _blob(whole)

@@ -34,6 +34,7 @@ from schemas.names import DeviceId, TaskName, is_name
 from schemas.outbox import End, Record, Say, Sweep
 from schemas.outbox import to_fields as record_fields
 from schemas.params import Params, model_digest
+from schemas.short import FRAME_EPOCHS
 from schemas.task import InitOptions, TaskSpec, checked_spec, spec_from_json, spec_to_json
 
 EPOCH_HOURS: Final = 4
@@ -136,10 +137,17 @@ def not_cleared(task: TaskName) -> ConfigError:
     return ConfigError("task", f"{task!r} {remedy}")
 
 
-async def fresh_epoch(redis: Redis, task: TaskName, unix_s: float) -> int:
-    """An epoch above every one that this task has had here."""
+async def fresh_epoch(redis: Redis, task: TaskName, unix_s: float, *, last: int = 0) -> int:
+    """An epoch above every one that this task has had here, and above `last`.
+
+    A radio's frame tells only how an epoch ends: it must not take this one for one of those.
+    """
     buried: Any = await redis.hget(EPOCHS, task)
-    return max(epoch_at(unix_s), int(buried or 0) + 1)
+    known = [each for each in (int(buried or 0), last) if each]
+    number = max(epoch_at(unix_s), *(each + 1 for each in known), 1)
+    while any((number - each) % FRAME_EPOCHS == 0 for each in known):
+        number += 1
+    return number
 
 
 async def append_entry(redis: Redis, task: TaskName, body: Body) -> EntryId:

@@ -30,6 +30,12 @@ FRAME: Final = b"\x03"
 AIR_BYTES: Final = 4
 """Of a frame over the air, before the payload."""
 
+FRAME_EPOCHS: Final = 16
+"""A frame tells so many epochs apart."""
+
+FRAME_VERSIONS: Final = 1 << 16
+"""And so many versions: no base is older (strategy.max_staleness)."""
+
 _U32: Final = 0xFFFF_FFFF
 _RANGES: Final = {
     "epoch": (0, 0xFFFF),

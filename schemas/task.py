@@ -443,8 +443,10 @@ def device_spec_from_json(data: bytes) -> TaskSpec:
     tables = _json_tables(data)
     if not isinstance(tables, dict):
         raise ConfigError("spec", "is not a JSON object")
-    needs = tables.get("needs", ())
-    unknown = sorted({str(need) for need in needs} - set(UNDERSTOOD)) if needs else []
+    needs = tables.get("needs", [])
+    if not isinstance(needs, list):
+        raise ConfigError("needs", "is not a list of words")
+    unknown = sorted({str(need) for need in needs} - set(UNDERSTOOD))
     if unknown:
         raise ConfigError("needs", f"{', '.join(unknown)}: update fedmq on this device")
     found = {name: tables[name] for name in _FOR_DEVICES if name in tables}

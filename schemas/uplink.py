@@ -64,11 +64,13 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)(?:\s*/\s*([a-z]+))?")
 
 def read_uplink(text: str) -> Budget:
     """Read a budget; an empty text is no bound. Raises ConfigError naming `uplink`."""
-    if text in LINKS:
-        return LINKS[text]
+    if text.strip() in LINKS:
+        return LINKS[text.strip()]
     found = UNBOUNDED
     for part in filter(None, (part.strip() for part in text.split(","))):
         one = _read_part(part)
+        if (found.message_bytes and one.message_bytes) or (found.day_bytes and one.day_bytes):
+            raise ConfigError("uplink", f"{text!r} gives two bounds of one kind: leave one out")
         found = Budget(one.message_bytes or found.message_bytes, one.day_bytes or found.day_bytes)
     if 0 < found.message_bytes < LEAST_MESSAGE:
         raise ConfigError("uplink", f"{text!r} holds no update: give {LEAST_MESSAGE} B or more")

@@ -60,10 +60,10 @@ def write(scale: NDArray[np.uint16], gaps: NDArray[np.int64], minus: NDArray[np.
     )
 
 
-def read(payload: memoryview, size: int) -> Opened:
+def read(payload: memoryview, size: int, most: int) -> Opened:
     """Read as far as the signs; the gaps come added up, and their sum is below `size`.
 
-    Raises WireError; allocates O(len(payload)).
+    Raises WireError, also for more than `most` gaps; allocates O(len(payload)).
     """
     if len(payload) < len(NOTHING):
         raise WireError(Reason.TRUNCATED, f"{len(payload)} bytes are less than the head")
@@ -77,7 +77,7 @@ def read(payload: memoryview, size: int) -> Opened:
     if not bits.size:
         raise WireError(Reason.TRUNCATED, "the payload ends with its head")
     b = payload[head] >> (8 - rice.PARAMETER_BITS)
-    sums, end = rice.read_sums(bits, rice.PARAMETER_BITS, count, b, size)
+    sums, end = rice.read_sums(bits, rice.PARAMETER_BITS, count, b, below=size, most=most)
     return Opened(scale, sums, bits, end)
 
 

@@ -18,6 +18,12 @@ from numpy.typing import NDArray
 from schemas.errors import WireError
 from schemas.outcomes import Reason
 
+_OCTETS: Final = {8: "u1", 16: ">u2", 32: ">u4"}
+"""Widths in which numbers are packed -> how numpy reads them."""
+
+_STRIDE: Final = 1 << 20
+"""Bits in which ones are looked for at a time: a list of ones takes 8 bytes for each."""
+
 Bits: TypeAlias = NDArray[np.uint8]
 """Zeros and ones, shape (bits,)."""
 
@@ -77,15 +83,16 @@ def read(bits: Bits, start: int, count: int, b: int) -> tuple[NDArray[np.int64],
 
 
 def read_sums(
-    bits: Bits, start: int, count: int, b: int, below: int
+    bits: Bits, start: int, count: int, b: int, *, below: int, most: int
 ) -> tuple[NDArray[np.int64], int]:
     """As `read`, but the running sums of the values, at less cost than adding them up.
 
-    Raises WireError(BAD_INDEX) when the last sum, the largest, is not below `below`.
+    Raises WireError(BAD_INDEX) when there are more than `most` values, or the last sum, the
+    largest, is not below `below`.
     """
-    sums, end = _ends_of_quotients(bits, start, count, b)
+    sums, end = _ends_of_quotients(bits, start, count, b, most)
     remainders, end = read_fixed(bits, end, count, b)
-    remainders = np.add.accumulate(remainders)
+    np.add.accumulate(remainders, out=remainders)
     sums -= np.arange(count)  # the zeros so far: the quotients' sum
     last = (int(sums[-1]) << b) + int(remainders[-1]) if count else -1
     if last >= below:  # before anything can overflow
@@ -95,16 +102,36 @@ def read_sums(
     return sums, end
 
 
-def _ends_of_quotients(bits: Bits, start: int, count: int, b: int) -> tuple[NDArray[np.int64], int]:
+def _ends_of_quotients(
+    bits: Bits, start: int, count: int, b: int, most: int | None = None
+) -> tuple[NDArray[np.int64], int]:
     """Where the quotients of `count` values end, counted from `start`, and where they all end."""
     last = bits.size - count * b  # the remainders need what is behind it
     if count > last - start:
         raise _ends_early(count, 1 + b)
-    ones = bits[start:last].view(np.bool_).nonzero()[0]
+    found = bits[start:last].view(np.bool_)
+    if most is not None and count > most:  # that they are there is looked up without a list
+        if np.count_nonzero(found) < count:
+            raise _ends_early(count, 1 + b)
+        raise WireError(Reason.BAD_INDEX, f"{count} values where {most} are the most")
+    ones = _first_ones(found, count)
     if ones.size < count:
         raise _ends_early(count, 1 + b)
-    ones = ones[:count]
     return ones, start + (int(ones[-1]) + 1 if count else 0)
+
+
+def _first_ones(found: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """Where the first `count` ones are, or all when there are fewer. Lists few more than those."""
+    if found.size <= _STRIDE:
+        return found.nonzero()[0][:count]
+    parts, missing = [np.zeros(0, dtype=np.int64)], count
+    for begin in range(0, found.size, _STRIDE):
+        if missing <= 0:
+            break
+        ones = found[begin : begin + _STRIDE].nonzero()[0][:missing]
+        parts.append(ones + begin)
+        missing -= ones.size
+    return np.concatenate(parts)
 
 
 def write_fixed(values: NDArray[Any], width: int) -> Bits:
@@ -123,9 +150,10 @@ def read_fixed(bits: Bits, start: int, count: int, width: int) -> tuple[NDArray[
         raise _ends_early(count, width)
     if not width:
         return np.zeros(count, dtype=np.int64), end
-    rows = np.zeros((count, 32), dtype=np.uint8)
-    rows[:, 32 - width :] = bits[start:end].reshape(count, width)
-    return np.packbits(rows.reshape(-1)).view(">u4").astype(np.int64), end
+    row = next(row for row in _OCTETS if width <= row)
+    rows = np.zeros((count, row), dtype=np.uint8)
+    rows[:, row - width :] = bits[start:end].reshape(count, width)
+    return np.packbits(rows.reshape(-1)).view(_OCTETS[row]).astype(np.int64), end
 
 
 def pack(*parts: Bits) -> bytes:

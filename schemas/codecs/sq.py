@@ -39,7 +39,9 @@ from schemas.errors import ConfigError
 from schemas.params import Params
 
 MOST: Final = 16
-"""Impulses a coordinate: more would be worth less than their bytes, however many are allowed."""
+"""Impulses a coordinate: more would be worth less than their bytes, however many are allowed. More
+are refused, too: a long payload of repeated hits would cost the server hundreds of times its size.
+"""
 
 _LARGEST: Final = 3.3895313892515355e38
 """The largest bfloat16: a scale above it is clipped. One below 2^-133 is that or 0, by chance."""
@@ -125,7 +127,7 @@ def _thinned(
 
 
 def _decode(payload: memoryview, size: int) -> Sparse:
-    opened = gaps.read(payload, size)
+    opened = gaps.read(payload, size, MOST * size)
     firsts = _firsts(opened.sums).nonzero()[0]
     values = gaps.read_values(opened, firsts.size)
     if firsts.size == opened.sums.size:  # no coordinate was hit twice

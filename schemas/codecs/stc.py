@@ -65,7 +65,7 @@ def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
 
 
 def _decode(payload: memoryview, size: int) -> Sparse:
-    opened = gaps.read(payload, size)
+    opened = gaps.read(payload, size, size)
     indices = opened.sums + np.arange(opened.sums.size)
     if indices.size and indices[-1] >= size:
         raise WireError(Reason.BAD_INDEX, f"index {indices[-1]} of {size}")

@@ -379,6 +379,17 @@ def test_in_another_epoch_no_diff_leads_on_and_pinned_keyframes_have_its_name():
     assert device.fetch(office.manifest).took == office.manifest.ladder[0]
 
 
+def test_a_keyframe_that_moved_gives_way_to_the_plain_model_of_its_version():
+    """All in one commit: published on the lattice, switched off, and published again elsewhere."""
+    world, office, rng = begun()
+    train(world, rng)
+    world.respecify(spec_of(lattice=False))
+    world.append(EpochSet(EPOCH + 1))
+    office.commit()
+    assert (office.manifest.version, office.manifest.codec) == (1, 0)
+    assert params_of(office.retained[office.manifest.blob]).tobytes() == world.model.tobytes()
+
+
 def test_a_lattice_that_is_switched_on_in_a_running_task_begins_with_the_model_of_that_moment():
     world, office, rng = begun(spec_of(lattice=False))
     assert "o" not in {name[0] for name in office.retained}
@@ -555,6 +566,20 @@ def test_the_chunks_of_a_lattice_stay_as_long_as_they_were():
     train(world, rng)
     office.commit()
     assert office.manifest.chunk_bytes == 64
+
+
+def test_an_origin_that_is_retained_already_stays_in_its_chunks():
+    world, office, rng = begun()
+    before = office.manifest
+    for lattice in (False, True):
+        spec = spec_of(lattice=lattice)
+        publish = msgspec.structs.replace(spec.publish, chunk_bytes=80)
+        world.respecify(msgspec.structs.replace(spec, publish=publish))
+        office.commit()
+    train(world, rng)
+    office.commit()
+    assert office.manifest.origin == before.origin
+    assert office.manifest.chunk_bytes == before.chunk_bytes == 64
 
 
 def test_a_checkpoint_from_before_lattices_is_read():

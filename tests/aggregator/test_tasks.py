@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from aggregator import tasks
 from aggregator.moving import import_task
-from aggregator.tasks import all_tasks, create_task, delete_task
+from aggregator.tasks import EPOCH_ZERO_S, all_tasks, create_task, delete_task, fresh_epoch
 from redis_session.connection import connect
 from schemas.errors import ConfigError
 from schemas.keys import LEAVING
@@ -56,3 +56,16 @@ async def test_it_begins_as_soon_as_a_bridge_has_cleared_them(redis, begin, monk
     await redis.srem(LEAVING, TASK)
     await beginning
     assert await all_tasks(redis) == [TASK]
+
+
+async def test_a_radio_never_takes_the_next_life_for_the_last(redis) -> None:
+    """Its frames tell an epoch's lowest four bits; `redis` has buried epoch 1."""
+
+    async def fresh(steps: int, last: int = 0) -> int:
+        return await fresh_epoch(redis, TASK, EPOCH_ZERO_S + 4 * 3600 * steps, last=last)
+
+    assert await fresh(0) == 2
+    assert [await fresh(steps) for steps in (16, 17, 18, 33)] == [16, 18, 18, 34]
+    assert [await fresh(steps, last=18) for steps in (2, 33, 34)] == [19, 35, 35]
+    other = await fresh_epoch(redis, TaskName("never"), EPOCH_ZERO_S + 4 * 3600 * 17)
+    assert other == 17

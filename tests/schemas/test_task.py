@@ -237,6 +237,11 @@ def test_a_task_needs_of_a_device_what_would_do_harm_if_it_were_passed_over(kind
     assert device_spec_from_json(spec_to_json(made)) == made
 
 
+def test_needs_that_are_no_list_are_refused_by_name():
+    with pytest.raises(ConfigError, match="needs: is not a list"):
+        device_spec_from_json(b'{"needs": 5}')
+
+
 def test_a_task_with_a_lattice_needs_devices_that_know_it():
     text = "[publish]\nlattice = true\nstep = 0.03125\nevery = 3"
     made = read_task_file(text).spec(PARAMS)

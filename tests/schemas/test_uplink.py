@@ -27,6 +27,7 @@ from schemas.uplink import LEAST_MESSAGE, LINKS, UNBOUNDED, Budget, read_uplink
         ("103 B, 20 kB/day", Budget(103, 20_000.0)),
         ("20 kB/day, 103 B", Budget(103, 20_000.0)),
         ("nb-iot", Budget(1000, 137_000.0)),
+        (" nb-iot ", Budget(1000, 137_000.0)),
         ("lora-dr0", Budget(51, 15_800.0)),
     ],
 )
@@ -46,6 +47,12 @@ def test_what_is_no_bound_is_refused_with_what_to_write(text: str) -> None:
         read_uplink(text)
     assert refused.value.field == "uplink"
     assert text.strip() in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["103 B, 222 B", "20 kB/day, 1 kB/hour"])
+def test_two_bounds_of_one_kind_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="two bounds of one kind: leave one out"):
+        read_uplink(text)
 
 
 def test_a_message_that_can_hold_no_update_is_refused() -> None:

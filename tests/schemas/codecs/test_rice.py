@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +33,7 @@ def test_what_is_written_is_read_wherever_it_stands(values, b, before, after):
     assert read.tolist() == values
     assert end == before + written.size
     below = sum(values) + 1
-    sums, end = rice.read_sums(bits, before, len(values), b, below)
+    sums, end = rice.read_sums(bits, before, len(values), b, below=below, most=len(values))
     assert sums.tolist() == np.cumsum(_array(values)).tolist()
     assert end == before + written.size
 
@@ -80,17 +82,46 @@ def test_a_count_that_the_bits_cannot_hold_is_refused_without_allocating(b):
     bits = np.ones(800, dtype=np.uint8)
     for count in (801, 1 << 40):
         refuses_without_allocating(
-            lambda count=count: rice.read_sums(bits, 0, count, b, 1 << 28), Reason.TRUNCATED
+            lambda count=count: rice.read_sums(bits, 0, count, b, below=1 << 28, most=1 << 28),
+            Reason.TRUNCATED,
         )
 
 
 @pytest.mark.parametrize(("values", "b"), [([3, 4], 0), ([3, 4], 2), ([0, 7], 31)])
 def test_a_sum_must_stay_below_what_it_counts(values, b):
     bits = rice.write(_array(values), b)
-    assert rice.read_sums(bits, 0, 2, b, 8)[0][-1] == 7
+    assert rice.read_sums(bits, 0, 2, b, below=8, most=2)[0][-1] == 7
     with pytest.raises(WireError) as caught:
-        rice.read_sums(bits, 0, 2, b, 7)
+        rice.read_sums(bits, 0, 2, b, below=7, most=2)
     assert caught.value.reason is Reason.BAD_INDEX
+
+
+def test_more_values_than_allowed_are_refused_without_a_list_of_them():
+    bits = np.ones(1 << 20, dtype=np.uint8)
+    few = bits[:100]
+    assert rice.read_sums(few, 0, 100, 0, below=1, most=100)[1] == 100
+    refuses_without_allocating(
+        lambda: rice.read_sums(bits, 0, bits.size, 0, below=1, most=100), Reason.BAD_INDEX
+    )
+    with pytest.raises(WireError) as caught:
+        rice.read_sums(few, 0, 101, 0, below=1, most=50)
+    assert caught.value.reason is Reason.TRUNCATED, "what is not there comes first"
+
+
+def test_no_list_is_made_of_ones_that_nobody_reads():
+    """They cost 8 bytes each, and a payload may be millions of them."""
+    bits = np.ones(5 << 20, dtype=np.uint8)
+    bits[: (2 << 20) + 7] = 0
+    values, end = rice.read(bits, 0, 3, 0)
+    assert (values.tolist(), end) == ([(2 << 20) + 7, 0, 0], (2 << 20) + 10)
+    tracemalloc.start()
+    rice.read(bits, 0, 3, 0)
+    highest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert highest < 9 << 20
+    bits[(2 << 20) + 9 :] = 0
+    with pytest.raises(WireError):
+        rice.read(bits, 0, 3, 0)
 
 
 def test_sums_beyond_64_bits_are_refused_not_wrapped():
@@ -98,7 +129,7 @@ def test_sums_beyond_64_bits_are_refused_not_wrapped():
     count = 1 << 12
     bits = np.concatenate([np.zeros(1 << 12), np.ones(count), np.zeros(31 * count)])
     with pytest.raises(WireError) as caught:
-        rice.read_sums(bits.astype(np.uint8), 0, count, 31, 1 << 28)
+        rice.read_sums(bits.astype(np.uint8), 0, count, 31, below=1 << 28, most=count)
     assert caught.value.reason is Reason.BAD_INDEX
 
 

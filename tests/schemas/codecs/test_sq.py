@@ -212,6 +212,13 @@ def test_a_large_model_costs_what_the_payload_costs():
     assert highest < 200 * len(payload)
 
 
+def test_a_long_payload_of_more_hits_than_are_of_use_costs_its_bits_and_no_more():
+    size, hits = 1_000, 1 << 20
+    head = b"\x00\x3f" + varint.write(hits)
+    payload = memoryview(head + b"\x07" + b"\xff" * (hits // 8 + 2))
+    refuses_without_allocating(lambda: SQ.decode(payload, size), Reason.BAD_INDEX, 9 * len(payload))
+
+
 @pytest.mark.parametrize("count", [1 << 27, (1 << 35) - 1])
 def test_impulses_that_the_bytes_do_not_have_are_refused_without_allocating(count):
     payload = b"\x80\x3f" + varint.write(count) + b"\xff" * 50
