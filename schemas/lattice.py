@@ -56,6 +56,9 @@ M_MIN: Final = -16
 M_MAX: Final = 24
 """Steps of 2^16 down to 2^-24: products neither overflow nor underflow."""
 
+STEP_M_MAX: Final = 20
+"""The finest step that a task may ask for: 2^24 steps of it are 16, and no weight goes further."""
+
 _VECTOR_M: Final = 5
 _BUFFER_M: Final = 10
 _M_BITS: Final = 6
@@ -90,14 +93,15 @@ def check_step(step: float) -> None:
     """Raise ConfigError("publish.step") unless it is 0 or a power of two within bounds."""
     if step == 0:
         return
-    lowest, highest = 2.0**-M_MAX, 2.0**-M_MIN
+    lowest, highest = 2.0**-STEP_M_MAX, 2.0**-M_MIN
     below = 2.0 ** (frexp(step)[1] - 1)
     if lowest <= step <= highest and step == below:
         return
     below = min(max(below, lowest), highest)
     above = min(2 * below, highest) if step > below else below
     near = " or ".join(f"{power:g}" for power in sorted({below, above}))
-    remedy = f"{step:g} is no power of two from 2^-{M_MAX} to 2^{-M_MIN}; {near} is, and 0 chooses"
+    bounds = f"from 2^-{STEP_M_MAX} to 2^{-M_MIN}"
+    remedy = f"{step:g} is no power of two {bounds}; {near} is, and 0 chooses"
     raise ConfigError("publish.step", remedy)
 
 
@@ -106,10 +110,12 @@ def first_exponents(spec: ParamSpec, step: float) -> Exponents:
 
     By shape: the highest power of two that is at most 0.4 * sqrt(2 / (fan_in + fan_out)) for a
     tensor of two dimensions or more; another takes the step of the last such tensor before it, else
-    that of the first after it, else 2^-5. A buffer takes 2^-10.
+    that of the first after it, else 2^-5. A buffer takes 2^-10, or a finer `step`.
     """
     if step:
-        return (1 - frexp(step)[1],) * len(sizes_of(spec))
+        m = 1 - frexp(step)[1]
+        kinds = [tensor.kind for tensor in spec.tensors if tensor.kind in TRAVELLING]
+        return tuple(max(m, _BUFFER_M) if kind == "buffer" else m for kind in kinds)
     shaped = [t for t in spec.tensors if t.kind != "buffer" and len(t.shape) >= 2]
     last = _by_fans(shaped[0]) if shaped else _VECTOR_M
     found = []

@@ -200,8 +200,8 @@ class Busy(msgspec.Struct, frozen=True):
 class Aired(msgspec.Struct, frozen=True):
     """`lorawan`, retained: which publications there were while a LoRaWAN adapter looked.
 
-    A radio names its model by version, diffs go by serial number: with this note a new adapter knows
-    what an earlier one has sent.
+    A radio names its model by version, diffs go by serial number: with this note a new adapter
+    knows what an earlier one has sent.
 
     Attributes:
         epoch: the task's.

@@ -57,7 +57,7 @@ def create(
     task = task_name(name)
     file = _read_spec(spec)
     param_spec, params = _initial(file, init)
-    complete = file.spec(param_spec)
+    complete = file.spec(param_spec, drawn=init is None)
 
     async def act() -> int:
         async with redis_for(config, redis_url) as redis:

@@ -26,14 +26,16 @@ def read_impulses(
     bits = Bits(payload[start:])
     gaps = bits.rice(k, bits.number(5)) if k else []
     places = list(accumulate(gap + apart * (number > 0) for number, gap in enumerate(gaps)))
-    if places and places[-1] >= size:
+    if (places and places[-1] >= size) or (not apart and k > 16 * size):
         raise Refused("bad_index")
     hits = Counter(places)
     signs = bits.take(len(hits))
     bits.end()
-    values = [-h if s == "1" else h for h, s in zip(hits.values(), signs, strict=True)]
+    minus = np.array([sign == "1" for sign in signs], np.bool_)
     with np.errstate(all="ignore"):
-        return np.array(list(hits), np.int64), np.array(values, np.float32) * scale
+        values = np.array(list(hits.values()), np.float32) * scale
+    values[minus] = -values[minus]
+    return np.array(list(hits), np.int64), values
 
 
 def read_scales(data: bytes) -> NDArray[np.float32]:
