@@ -15,6 +15,10 @@ from schemas.ladder import blob_name
 GENERATIONS: Final = 2
 """Published blobs kept on the broker: the newest and the one before, for who is in mid-download."""
 
+KEYFRAMES: Final = 8
+"""The same on a lattice, where they are small and versions come fast: a slow link that has begun a
+keyframe ends it, and goes on from there by diffs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -65,7 +69,8 @@ def _of_lattice(state: TaskState) -> Iterator[Blob]:
 
 def _of_releases(state: TaskState) -> Iterator[Blob]:
     published = [v for v, r in sorted(state.releases.items()) if r.status == "published"]
-    versions = set(published[-GENERATIONS:]) | set(state.pinned.values())
+    newest = GENERATIONS if state.lattice is None else KEYFRAMES
+    versions = set(published[-newest:]) | set(state.pinned.values())
     if state.candidate is not None and state.spec is not None and state.spec.gate.canary:
         versions.add(state.candidate)
     for version in sorted(versions & state.releases.keys()):

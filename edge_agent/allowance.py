@@ -5,13 +5,14 @@ taken out of it, re-sends too. So after a day of silence two days' bytes may go 
 over longer times the mean holds. It begins with one packet, whatever its size, so that a fleet that
 is set up, or has lost its disks, does not send a day's bytes at once.
 
-Where the device is off, time is told by its clock, and while it runs by a timer that nobody sets: a
-clock that is put forward fills the bucket at most, one that is put back or has never been set lets
-no time have passed while the device was off. Neither locks it out.
+While a device runs, time is told by a timer that nobody sets; where it is off, or so fast asleep
+that the timer stands, by its clock, as soon as that is set. A clock that is put forward fills the
+bucket at most; one that is put back or never set lets no time have passed while the device was off.
+What has flown in while it was on is written down when a link ends: so it is not locked out.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Final
 
@@ -35,11 +36,13 @@ class Allowance:
             None: nothing was ever taken, there is one packet in it.
         at_s: when that was, by the timer.
         packet: bytes of the newest packet that was taken; 0: there was none.
+        clock_s: when it was by the clock, in seconds since 1970; 0: that was not set.
     """
 
     level: float | None = None
     at_s: float = 0.0
     packet: int = 0
+    clock_s: float = field(default=0.0, compare=False)
 
     def wait_s(self, size: int, day_bytes: float, now_s: float) -> float:
         """How long until `size` bytes may go up, 0 where there is no bound.
@@ -58,6 +61,18 @@ class Allowance:
             return self
         before = size if self.level is None else self._level(day_bytes, now_s)
         return Allowance(before - size, now_s, size)
+
+    def until(self, day_bytes: float, now_s: float) -> "Allowance":
+        """The same with what has flown in so far."""
+        if not day_bytes or self.level is None:
+            return self
+        return Allowance(self._level(day_bytes, now_s), now_s, self.packet)
+
+    def by_clock(self, clock_s: float, now_s: float) -> "Allowance":
+        """The same, when the clock tells that more time has passed than the timer does."""
+        if min(self.clock_s, clock_s) < CLOCK_IS_SET_S:
+            return self
+        return replace(self, at_s=min(self.at_s, now_s - (clock_s - self.clock_s)))
 
     def _level(self, day_bytes: float, now_s: float) -> float:
         level = self.level or 0.0
@@ -80,9 +95,7 @@ def from_disk(raw: bytes | None, clock_s: float, now_s: float) -> Allowance:
     level, told_s, packet = _RECORD.unpack(raw)
     if not isfinite(level) or not isfinite(told_s):
         return Allowance()
-    are_set = min(told_s, clock_s) >= CLOCK_IS_SET_S
-    away_s = max(0.0, clock_s - told_s) if are_set else 0.0
-    return Allowance(level, now_s - away_s, packet)
+    return Allowance(level, now_s, packet, told_s).by_clock(clock_s, now_s)
 
 
 def publish_bytes(topic: str, message: int) -> int:

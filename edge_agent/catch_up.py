@@ -16,11 +16,16 @@ from typing import Final, Literal, TypeAlias
 from edge_agent.download import Here, Parcel
 from schemas.errors import WireError
 from schemas.ladder import blob_name, path
+from schemas.lattice import KEYFRAME, SPAN
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Epoch
 from schemas.topics import TaskTopics
 
 Way: TypeAlias = Literal["ladder", "ask", "keyframe"]
+
+LADDER_MOST: Final = 4
+LADDER_SPARE: Final = 1 << 16
+"""A ladder that says it takes more than so many keyframes, and these bytes, is none."""
 
 GROWTH: Final = 0.6
 """A diff grows about as the gap to this power, where nothing better is known of longer ones."""
@@ -108,6 +113,18 @@ def cheapest(
     return min(found, key=lambda plan: plan.cost)
 
 
+def leads_on(plan: Plan, there: Start, wanted: Manifest, at_once: Plan, costs: Packets) -> bool:
+    """Whether a plan is worth its end though another model than it leads to is `wanted` meanwhile.
+
+    It is when diffs lead on from `there`, where it ends, and all of it costs no more than the plan
+    to turn to that one `at_once`: who comes by keyframes more slowly than models are published
+    would never have one.
+    """
+    if wanted.codec != KEYFRAME or not exists(there, wanted):
+        return False
+    return plan.cost + cheapest(there, wanted, {}, costs).cost <= at_once.cost
+
+
 def useful(start: Start | None, manifest: Manifest) -> set[str]:
     """The blobs that any way to the offered model is made of: whatever came of others is spare."""
     names = {manifest.blob}
@@ -118,7 +135,7 @@ def useful(start: Start | None, manifest: Manifest) -> set[str]:
 
 def exists(start: Start, manifest: Manifest) -> bool:
     """Whether diffs lead from what is here to what is offered."""
-    if start.epoch != manifest.epoch or start.serial > manifest.serial:
+    if start.epoch != manifest.epoch or not 0 <= manifest.serial - start.serial <= SPAN:
         return False
     return start.serial >= min(manifest.oldest, manifest.serial)
 
@@ -140,7 +157,8 @@ def _ladder(
             _still_to_come(parcel, rung_bytes(manifest, level), here, costs)
             for parcel, (_, level) in zip(parcels, rungs, strict=True)
         )
-        yield Plan("ladder", parcels, cost)
+        if cost <= LADDER_MOST * _keyframe(manifest, {}, costs).cost + LADDER_SPARE:
+            yield Plan("ladder", parcels, cost)
 
 
 def _rungs(start: Start, manifest: Manifest) -> list[tuple[str, int]]:

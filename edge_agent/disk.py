@@ -97,8 +97,11 @@ def _model_bytes(spec: TaskSpec) -> int:
 
 
 def _origin_bytes(spec: TaskSpec) -> int:
-    """Where the lattice begins, when that cannot be drawn from a seed."""
-    return on_pages(4 * spec.params.size) if spec.publish.lattice and spec.init is None else 0
+    """Where the lattice begins.
+
+    Even with a seed it may have to be fetched: it is another where a lattice was begun late.
+    """
+    return on_pages(4 * spec.params.size) if spec.publish.lattice else 0
 
 
 def _left_bytes(spec: TaskSpec) -> int:

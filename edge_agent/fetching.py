@@ -57,6 +57,7 @@ class Fetcher:
         self._wanted: Manifest | None = None
         self._offers = Offers(canary=False)
         self._refused: Manifest | None = None
+        self._rereading = False
         self._wake = asyncio.Event()
         self._refusals = 0
 
@@ -65,6 +66,7 @@ class Fetcher:
     def begin(self, *, canary: bool) -> None:
         """A new connection: whatever the last one has told may be over."""
         self._offers = Offers(canary=canary)
+        self._rereading = False
         self._walker.begin()
 
     @property
@@ -84,7 +86,8 @@ class Fetcher:
     @property
     def caught_up(self) -> bool:
         """Whether this connection has told which model counts, and none has to be fetched."""
-        return self._offers.counts is not None and self._wanted is None
+        counts = self._offers.counts is not None and not self._rereading
+        return counts and self._wanted is None
 
     def wake(self) -> None:
         """Look again: what did not fit before may fit now."""
@@ -94,6 +97,11 @@ class Fetcher:
         """Note what a channel offers, and want what counts now. Raises WireError."""
         plain = opened(payload, EVERYBODY)
         self._offers.hear(channel, decode_manifest(plain) if plain else None)
+        self._rereading = self._rereading and channel != self._offers.channel
+        self._look()
+
+    def _look(self) -> None:
+        """Want what counts now, as far as this connection has told."""
         if self._offers.counts is None:
             return
         source = (self._spool.load("channel") or b"model").decode()
@@ -126,9 +134,10 @@ class Fetcher:
                 self._refusals = 0
                 if self._wanted is manifest:
                     self._wanted = None
+                self._look()  # it may have been overtaken: by a pin to what was here before, too
                 await self._on_news()
             elif self._wanted is manifest:  # swept, lost by the broker, or wrong
-                self._wanted = None
+                self._wanted, self._rereading = None, True
                 pinned = self._offers.channel == "pin"
                 again = self._topics.pin(self._device) if pinned else self.channel_topic
                 await session.subscribe([again], qos=1)
@@ -145,7 +154,10 @@ class Fetcher:
             return None  # of a task that needs a newer device: another one may come
 
     def _fits(self, manifest: Manifest, spec: TaskSpec) -> bool:
-        """Whether a blob of this size can be a model of the task."""
+        """Whether this can be a model of the task: of its tensors, and no larger than they are."""
+        if not spec.params.digest.startswith(manifest.spec_digest):
+            log.info("waiting version=%d: for the specification of its tensors", manifest.version)
+            return False
         size, bound = manifest.blob_bytes, disk.blob_bytes_most(manifest, spec)
         if size > bound:
             log.warning("model_refused version=%d bytes=%d above=%d", manifest.version, size, bound)
@@ -168,7 +180,7 @@ class Fetcher:
         """Fetch one model; False when it does not come, is wrong, or another one is wanted."""
         try:
             if is_lattice(manifest):
-                caught = await self._walker.catch_up(session, manifest, spec, self._is_wanted)
+                caught = await self._walker.catch_up(session, manifest, spec, self._wanted_now)
             else:
                 caught = await self._fetch_blob(session, manifest)
             if caught is None:
@@ -179,18 +191,15 @@ class Fetcher:
             self._refusals += 1  # it may be as wrong the next time: do not spend the link on it
             await wait(self._wake, self._again.bound_s(self._refusals))
             return False
-        await asyncio.to_thread(self._adopt, manifest, caught.values)
+        await asyncio.to_thread(self._adopt, manifest, spec, caught.values)
         told = "caught_up epoch=%d version=%d way=%s bytes=%d with_packets=%d"
         counted = self._windows.carried, self._windows.spent
         log.info(told, manifest.epoch, manifest.version, caught.way, *counted)
         self._windows.forget()
         return True
 
-    def _is_wanted(self, manifest: Manifest) -> bool:
-        """Whether to go on; if not, the next turn is for what is wanted in its place."""
-        if self._wanted is not manifest:
-            self._wake.set()
-        return self._wanted is manifest
+    def _wanted_now(self) -> Manifest | None:
+        return self._wanted
 
     async def _fetch_blob(self, session: Connection, manifest: Manifest) -> Caught | None:
         """Fetch one blob; None when its chunks do not come, or are not wanted."""
@@ -207,12 +216,19 @@ class Fetcher:
             if len(chunks) < len(window):
                 log.info("silence blob=%s: reading the manifest again", blob)
                 return None
-            if not self._is_wanted(manifest):
+            if self._wanted is not manifest:
                 return None
         return Caught("blob", {"params": assemble(manifest, have)})
 
-    def _adopt(self, manifest: Manifest, values: Mapping[str, bytes]) -> None:
-        """Keep a model with all that belongs to it, in one transaction."""
+    def _adopt(self, manifest: Manifest, spec: TaskSpec, values: Mapping[str, bytes]) -> None:
+        """Keep a model with all that belongs to it, in one transaction.
+
+        Without a lattice its place there takes no room any more, nor does where that began.
+        """
+        if not is_lattice(manifest):
+            spare = {"q", "exponents"} | ({"origin"} if not spec.publish.lattice else set())
+            left = [name for name in spare if self._spool.bytes_of(name)]
+            values = dict.fromkeys(left, b"") | dict(values)
         packed, source = encode_manifest(manifest), self._offers.source(manifest)
         self._spool.save(manifest=packed, channel=source.encode(), **values)
         self._spool.drop_chunks()

@@ -9,12 +9,13 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic, time
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from edge_agent.allowance import from_disk, publish_bytes, to_disk
+from edge_agent.allowance import Allowance, from_disk, publish_bytes, to_disk
 from edge_agent.compressor import may_restore, restored
 from edge_agent.fetching import Fetcher, wait
 from edge_agent.offers import Channel
@@ -125,7 +126,12 @@ class Link:
         most = budget.message_bytes
         one_more = publish_bytes(topic, most) if most else self._allowance.packet
         size = one_more + sum(publish_bytes(topic, each + seal) for each in waiting)
-        return self._allowance.wait_s(size, budget.day_bytes, monotonic())
+        return self._left.wait_s(size, budget.day_bytes, monotonic())
+
+    @property
+    def _left(self) -> Allowance:
+        """What may go up, by whichever of timer and clock has gone further."""
+        return self._allowance.by_clock(time(), monotonic())
 
     @property
     def caught_up(self) -> bool:
@@ -148,6 +154,16 @@ class Link:
             raise LinkError(msg) from exc
         finally:
             self.online, self._held_until = False, None
+            self._note_allowance()
+
+    def _note_allowance(self) -> None:
+        """Write down what has flown in: after a restart no clock tells it that was never set."""
+        if self._daily and self._allowance.level is not None:
+            now_s, clock_s = monotonic(), time()
+            left = replace(self._left.until(self._daily, now_s), clock_s=clock_s)
+            with suppress(DiskFull):
+                self._spool.save(allowance=to_disk(left, clock_s))
+            self._allowance = left
 
     async def _say_goodbye(self, session: Connection) -> None:
         """Say what the will would: after a clean DISCONNECT the broker keeps the will to itself."""
@@ -291,9 +307,7 @@ class Link:
                 if due[name] > now or self._restraint.left_s(monotonic()):
                     break
                 message = self._said(update)
-                if held_s := self._allowance.wait_s(
-                    self._packet(message), self._daily, monotonic()
-                ):
+                if held_s := self._left.wait_s(self._packet(message), self._daily, monotonic()):
                     break
                 if await self._mark_sent(name, message):
                     await session.publish(self._topics.up(self._device), message)
@@ -314,16 +328,14 @@ class Link:
     def _packet(self, message: bytes) -> int:
         return publish_bytes(self._topics.up(self._device), len(message))
 
-    def _wait_s(self, message: bytes) -> float:
-        return self._allowance.wait_s(self._packet(message), self._daily, monotonic())
-
     async def _mark_sent(self, name: Identity, message: bytes) -> bool:
         """Note that a message goes up, and what may go up after it; False: it was replaced."""
-        left = self._allowance.without(self._packet(message), self._daily, monotonic())
-        record = to_disk(left, time()) if self._daily else None
+        clock_s = time()
+        left = self._left.without(self._packet(message), self._daily, monotonic())
+        record = to_disk(left, clock_s) if self._daily else None
         if not await asyncio.to_thread(self._spool.mark_sent, *name, allowance=record):
             return False
-        self._allowance = left
+        self._allowance = replace(left, clock_s=clock_s) if self._daily else left
         return True
 
     async def _hold(self, held_s: float) -> None:

@@ -2,8 +2,8 @@
 
 Whatever comes is kept on the disk until the model is proved and adopted; so a walk goes on where a
 lost link or a power cut has left it. What did not come is not asked for again on this connection
-while there is another way; what has led to a wrong model is thrown away, and then only the keyframe
-counts.
+while there is another way; a wrong answer counts as none; what else has led to a wrong model is
+thrown away, and then only the keyframe counts.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from edge_agent.catch_up import Plan, Start, cheapest, useful
+from edge_agent.catch_up import Plan, Start, cheapest, leads_on, useful
 from edge_agent.download import Here, Parcel, Piece, fits_parcel, joined, next_pieces
 from edge_agent.offers import is_lattice
 from edge_agent.spool import Spool
@@ -33,8 +33,8 @@ from schemas.wire import decode_manifest
 
 log = logging.getLogger("fedmq.agent")
 
-StillWanted: TypeAlias = Callable[[Manifest], bool]
-"""Whether this is still the model to fetch."""
+Wanted: TypeAlias = Callable[[], Manifest | None]
+"""The model that is wanted now; None: none."""
 
 
 class Silence(Exception):  # noqa: N818 - a state of the network, told as `silence`
@@ -81,28 +81,36 @@ class Walker:
         self._windows = windows
         self._spool = spool
         self._doubts = Doubts()
+        self._asking = False
 
     def begin(self) -> None:
-        """A new connection: its broker may have what the last one had not."""
-        self._doubts = Doubts()
+        """A new connection: its broker may have what the last one had not.
+
+        But if that ended within a question an answer takes longer than links last here: chunks of
+        the ladder are kept, of an answer nothing is.
+        """
+        self._doubts = Doubts(nobody_answers=self._asking)
+        self._asking = False
 
     async def catch_up(
-        self, session: Connection, manifest: Manifest, spec: TaskSpec, still: StillWanted
+        self, session: Connection, manifest: Manifest, spec: TaskSpec, wanted: Wanted
     ) -> Caught | None:
         """Get the model by the cheapest way that works; None: silence, or another is wanted.
+
+        When another is wanted meanwhile this one is got only as a step towards it.
 
         Raises:
             WireError: it is wrong, and so is its keyframe; or its origin is not to be had.
         """
         here: Here = await asyncio.to_thread(self._spool.all_chunks)
-        if not await self._get_origin(session, manifest, spec, here, still):
+        if not await self._get_origin(session, manifest, spec, here, wanted):
             return None
         while True:
             start = await asyncio.to_thread(self._start, spec)
             plan = self._plan(start, manifest, here)
             try:
-                if not still(manifest) and (plan.way == "ask" or next_pieces(plan.parcels, here)):
-                    return None  # but what is complete is a step nearer to whatever is wanted now
+                if not self._is_worth_its_end(plan, start, manifest, wanted(), here):
+                    return None
                 blobs = await self._come_nearer(session, manifest, plan, start, here)
                 if blobs is not None:
                     caught = await asyncio.to_thread(self._proved, manifest, spec, plan.way, blobs)
@@ -115,10 +123,14 @@ class Walker:
             except WireError as exc:
                 if plan.way == "keyframe":
                     raise
-                told = "model_refused version=%d way=%s error=%s: taking the keyframe"
+                told = "model_refused version=%d way=%s error=%s: going another way"
                 log.warning(told, manifest.version, plan.way, exc)
-                await asyncio.to_thread(self._spool.drop_chunks)
-                here, self._doubts.wrong = {}, True
+                if plan.way == "ask":
+                    self._doubts.nobody_answers = True
+                    continue
+                self._doubts.wrong = True  # what came of the keyframe has no part in that
+                await asyncio.to_thread(self._spool.keep_pieces, {}, of=[manifest.blob])
+                here = {blob: chunks for blob, chunks in here.items() if blob == manifest.blob}
 
     def _plan(self, start: Start | None, manifest: Manifest, here: Here) -> Plan:
         doubts = self._doubts
@@ -130,6 +142,20 @@ class Walker:
             silent=doubts.silent,
             may_ask=not doubts.nobody_answers,
         )
+
+    def _is_worth_its_end(
+        self,
+        plan: Plan,
+        start: Start | None,
+        manifest: Manifest,
+        wanted: Manifest | None,
+        here: Here,
+    ) -> bool:
+        """Whether to go on with a plan: what it leads to is wanted, or is on the way there."""
+        if wanted is None or wanted is manifest:
+            return wanted is not None
+        there, at_once = Start(manifest.epoch, manifest.serial), self._plan(start, wanted, here)
+        return leads_on(plan, there, wanted, at_once, self._windows.costs)
 
     def _start(self, spec: TaskSpec) -> Start | None:
         """Where a walk may begin: at the model that is here, with its place on the lattice."""
@@ -152,7 +178,9 @@ class Walker:
         """
         if plan.way == "ask" and start is not None:
             ask = Ask(manifest.epoch, start.serial, manifest.serial)
+            self._asking = True
             diff = await self._windows.ask(session, ask)
+            self._asking = False
             if diff is None:
                 log.info("silence ask=%d-%d: going another way", ask.first, ask.last)
                 self._doubts.nobody_answers = True
@@ -200,7 +228,7 @@ class Walker:
         manifest: Manifest,
         spec: TaskSpec,
         here: Here,
-        still: StillWanted,
+        wanted: Wanted,
     ) -> bool:
         """See to it that the model's origin is here, or can be drawn; False: it did not come."""
         if await asyncio.to_thread(self._origin, manifest, spec) is not None:
@@ -211,7 +239,7 @@ class Walker:
         try:
             while pieces := next_pieces([parcel], here):
                 await self._window(session, [parcel], pieces, here, keep=[parcel.blob])
-                if not still(manifest):
+                if wanted() is not manifest:
                     return False
         except Silence:
             return False

@@ -5,7 +5,7 @@ Chunks that came are the caller's to keep. Silence is an answer too: less than w
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from edge_agent.catch_up import Packets, packets
 from edge_agent.download import Piece
@@ -14,6 +14,9 @@ from schemas.asking import Ask, decode_reply, encode_ask
 from schemas.errors import WireError
 from schemas.names import DeviceId
 from schemas.topics import TaskTopics
+
+ANSWER_BYTES_MOST: Final = 1 << 17
+"""A longer answer is none; the server's are at most half as long."""
 
 Fits: TypeAlias = Callable[[str, int, bytes], bool]
 """Whether these bytes can be this chunk of this blob."""
@@ -56,10 +59,16 @@ class Windows:
         self._topics = topics
         self._ask, self._reply = topics.ask(device), topics.reply(device)
         self._arrived: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._awaited: Collection[str] = ()
 
     def take(self, topic: str, payload: bytes) -> None:
         """Something came that is neither manifest nor receipt nor specification."""
-        self._arrived.put_nowait((topic, payload))
+        if topic in self._awaited:  # of all else nobody would take it away
+            self._arrived.put_nowait((topic, payload))
+
+    def _await(self, topics: Collection[str]) -> None:
+        """Listen to these from now on; what has come of others before is forgotten."""
+        self._arrived, self._awaited = asyncio.Queue(), topics
 
     def forget(self) -> None:
         """Begin to count anew."""
@@ -71,6 +80,7 @@ class Windows:
         """Ask for some chunks by their exact topics and wait until they come, or silence."""
         places = {self._topics.chunk(*piece): piece for piece in pieces}
         found: dict[Piece, bytes] = {}
+        self._await(places)
         await session.subscribe(list(places), qos=1)
         try:
             async with asyncio.timeout(self._silence_s) as patience:
@@ -83,6 +93,7 @@ class Windows:
                         patience.reschedule(now + self._silence_s)
         except TimeoutError:
             pass  # what is missing tells the caller
+        self._await(())
         await session.unsubscribe(list(places))
         self._count(sum(map(len, found.values())), len(places) * self.costs.chunk)
         return found
@@ -90,15 +101,17 @@ class Windows:
     async def ask(self, session: Connection, ask: Ask) -> bytes | None:
         """Ask for one diff and wait for it; None: silence."""
         diff: bytes | None = None
+        self._await([self._reply])
         await session.subscribe([self._reply], qos=1)
         await session.publish(self._ask, encode_ask(ask))
         try:
             async with asyncio.timeout(self._silence_s):
                 while diff is None:
-                    topic, data = await self._arrived.get()
-                    diff = _answer(data, ask) if topic == self._reply else None
+                    _, data = await self._arrived.get()
+                    diff = _answer(data, ask)
         except TimeoutError:
             pass
+        self._await(())
         await session.unsubscribe([self._reply])
         self._count(len(diff or b""), self.costs.ask)
         return diff
@@ -110,6 +123,8 @@ class Windows:
 
 def _answer(data: bytes, ask: Ask) -> bytes | None:
     """The diff, when it is what was asked for."""
+    if len(data) > ANSWER_BYTES_MOST:
+        return None
     try:
         reply = decode_reply(data)
     except WireError:

@@ -127,6 +127,22 @@ def test_a_clock_that_is_only_set_after_the_start_gives_no_day_for_nothing() -> 
     assert from_disk(raw, NOW_S, 3.0).wait_s(PACKET, DAY_BYTES, 3.0) == pytest.approx(SOON_S)
 
 
+def test_a_clock_that_is_set_after_the_start_tells_how_long_the_device_was_off() -> None:
+    again = from_disk(to_disk(used(), NOW_S), 5.0, 3.0)  # 1970 until the network has told it
+    assert again.by_clock(6.0, 4.0).wait_s(PACKET, DAY_BYTES, 4.0) == pytest.approx(SOON_S - 1)
+    later = again.by_clock(NOW_S + SOON_S / 2, 13.0)
+    assert later.wait_s(PACKET, DAY_BYTES, 13.0) == pytest.approx(SOON_S / 2)
+    assert later.by_clock(NOW_S - 7.0, 13.0) == later, "put back again"
+
+
+def test_short_lives_without_a_clock_add_up() -> None:
+    raw, lives = to_disk(used(), 12.0), 0
+    while (life := from_disk(raw, 12.0, 3.0)).wait_s(PACKET, DAY_BYTES, 63.0):
+        raw, lives = to_disk(life.until(DAY_BYTES, 63.0), 72.0), lives + 1
+    assert lives == int(SOON_S / 60)
+    assert Allowance().until(DAY_BYTES, 63.0) == Allowance()
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -12,6 +12,7 @@ from edge_agent.catch_up import (
     Packets,
     Start,
     cheapest,
+    leads_on,
     merged_bytes,
     packets,
     rung_bytes,
@@ -108,6 +109,32 @@ def test_who_is_there_fetches_nothing():
 
 
 # -- what is cheapest --------------------------------------------------------------------------
+
+
+def test_a_manifest_that_claims_diffs_over_more_than_the_ladder_names_no_way():
+    far = replace(manifest(100, 0), serial=(1 << 32) - 1, oldest=0)
+    assert cheapest(Start(Epoch(2), 1), far, {}, COSTS).way == "keyframe"
+    assert useful(Start(Epoch(2), 1), far) == {far.blob}
+
+
+def test_diffs_that_say_they_are_endless_are_not_fetched_even_where_the_keyframe_is_silent():
+    start, offered = Start(Epoch(2), 99), manifest(100, 37)
+    here: Here = {"d2-99-0": {0: diff(10_000)[:4096]}}
+    assert cheapest(start, offered, here, COSTS, silent=[offered.blob]).way == "ladder"
+    here = {"d2-99-0": {0: varint.write(1 << 34) + bytes(4091)}}
+    assert cheapest(start, offered, here, COSTS, silent=[offered.blob]).way == "keyframe"
+
+
+def test_a_plan_is_brought_to_its_end_where_it_is_on_the_way():
+    old, new = manifest(98, 37), manifest(100, 37)
+    there, at_once = Start(Epoch(2), 98), cheapest(None, new, {}, COSTS)
+    half: Here = {old.blob: {0: bytes(4096)}}
+    plan = cheapest(None, old, half, COSTS)
+    assert leads_on(plan, there, new, at_once, COSTS)
+    assert not leads_on(cheapest(None, old, {}, COSTS), there, new, at_once, COSTS), "dearer"
+    assert not leads_on(plan, there, manifest(97, 37), at_once, COSTS), "that is behind it"
+    assert not leads_on(plan, there, manifest(100, 99), at_once, COSTS), "no diffs lead on"
+    assert not leads_on(plan, there, replace(new, codec=0), at_once, COSTS)
 
 
 def test_the_figures_of_the_study():

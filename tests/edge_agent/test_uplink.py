@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from edge_agent import disk
+from edge_agent.allowance import from_disk
 from edge_agent.exchange import exchange_now
 from edge_agent.settings import AgentSettings
+from edge_agent.spool import Spool
 from schemas.outcomes import Reason
 from schemas.task import TaskSpec, TrainOptions
 from tests.edge_agent.played_server import (
@@ -55,6 +57,22 @@ async def test_what_was_used_up_is_used_up_after_a_restart(mosquitto, tmp_path) 
             await server.keep_model(Model(2))
             await eventually(lambda: "allowance" in there.agent.resting, "it rests")
             assert there.created == []
+
+
+async def test_what_has_flown_in_is_written_down_when_the_link_ends(mosquitto, tmp_path) -> None:
+    def level(spool: Spool) -> float:
+        return from_disk(spool.load("allowance"), 0.0, 0.0).level or 0.0
+
+    async with server_side(mosquitto) as server, device(mosquitto, tmp_path) as there:
+        await server.keep_spec(bounded("60 B, 86.4 MB/day"))  # 1,000 a second
+        await server.keep_model(Model(1))
+        await server.settle(await server.update())
+        await eventually(lambda: not there.spool.open_updates(), "it is settled")
+        before = level(there.spool)
+        await asyncio.sleep(0.2)
+        mosquitto.stop()
+        await eventually(lambda: level(there.spool) >= before + 200, "it is written down")
+    assert before <= 0.0
 
 
 async def test_an_exchange_ends_when_what_is_open_may_not_go_up_before_its_end(

@@ -3,21 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiomqtt
+import msgspec
 import numpy as np
 import pytest
 import servers
 
 from edge_agent.catch_up import Packets
+from edge_agent.fetching import Fetcher
+from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.walking import Walker
+from edge_agent.windows import Windows
+from lifetimes.together import end
 from schemas.asking import Ask, Reply, decode_ask, encode_reply
-from schemas.names import Epoch
-from schemas.params import base_digest
-from schemas.task import InitOptions
+from schemas.messages import Manifest
+from schemas.names import Epoch, ModelVersion
+from schemas.params import base_digest, model_digest
+from schemas.task import InitOptions, PublishOptions, spec_to_json
 from schemas.wire import encode_manifest
 from tests.edge_agent.played_lattice import Adds, Walk, lattice_spec
 from tests.edge_agent.played_server import (
@@ -211,6 +219,55 @@ async def test_another_answer_than_the_asked_is_passed_over(mosquitto, tmp_path,
     assert heard.count("way=ladder bytes=") == 1
 
 
+async def test_a_wrong_answer_counts_as_none_and_the_ladder_is_taken(
+    mosquitto, tmp_path, asked, heard
+) -> None:
+    walk = Walk().go(3)
+    await first_model(mosquitto, tmp_path, walk)
+    asked.clear()
+    walk.go(24)
+    answers = [b"no diff", walk.diff(4, 27)]
+    for answer in answers:
+
+        def lie(ask: Ask, answer: bytes = answer) -> bytes:
+            return encode_reply(Reply(ask.epoch, ask.first, ask.last, answer))
+
+        async with (
+            answering(mosquitto, lie) as asks,
+            server_side(mosquitto) as server,
+            there(mosquitto, tmp_path) as running,
+        ):
+            await walk.keep(server)
+            await adopted(running, walk)
+            assert len(asks) == 1
+        assert heard.count("way=ask error=") == 1
+        heard.lines.clear()
+        walk.go(24)
+    assert {blob[0] for blob in blobs_of(asked)} == {"d"}
+
+
+async def test_who_was_cut_off_while_it_waited_for_an_answer_takes_the_ladder_next(
+    mosquitto, tmp_path, asked, heard
+) -> None:
+    walk = Walk().go(3)
+    await first_model(mosquitto, tmp_path, walk)
+    asked.clear()
+    walk.go(24)
+    async with there(mosquitto, tmp_path, silence_s=600) as running:
+        async with (
+            answering(mosquitto, lambda _: b"not yet") as asks,
+            server_side(mosquitto) as server,
+        ):
+            await walk.keep(server)
+            await eventually(lambda: bool(asks), "it asks")
+        mosquitto.stop()
+        mosquitto.start()
+        async with server_side(mosquitto) as server:
+            await walk.keep(server)
+            await adopted(running, walk)
+    assert heard.count("way=ladder") == 1
+
+
 class Quick:
     """Windows that hold whatever is asked for, while something newer is offered after each."""
 
@@ -239,17 +296,63 @@ async def test_what_is_complete_is_taken_though_something_newer_is_offered_meanw
         quick: Any = Quick(walk)
         session: Any = None
 
-        def still(_manifest: object) -> bool:
-            return not quick.windows
+        offered, before = walk.manifest(), walk.manifest(6)
+        newer, walker = walk.go(1).manifest(), Walker(quick, spool)
 
-        caught = await Walker(quick, spool).catch_up(session, walk.manifest(), walk.spec, still)
+        def wanted() -> Manifest:
+            return newer if quick.windows else offered
+
+        caught = await walker.catch_up(session, offered, walk.spec, wanted)
         assert caught is not None
         assert caught.values["params"] == walk.params(8).tobytes()
-        spool.save(q=b"")
-        assert (
-            await Walker(quick, spool).catch_up(session, walk.manifest(), walk.spec, still) is None
-        )
+        newer = before  # held at what is here
+        assert await walker.catch_up(session, offered, walk.spec, wanted) is None
     assert quick.windows == 1
+
+
+async def test_who_is_held_at_what_it_has_while_it_walks_stays_there(
+    mosquitto, tmp_path, asked, heard
+) -> None:
+    walk = Walk().go(4)
+    await first_model(mosquitto, tmp_path, walk)
+    held = walk.manifest()
+    walk.go(1)
+    async with server_side(mosquitto) as server, there(mosquitto, tmp_path, silence_s=5) as runs:
+        asked.clear()
+        await walk.keep(server, without=("d1-4-0",))
+        await eventually(lambda: bool(asked), "it has begun")
+        await server.keep(TOPICS.pin(DEVICE), encode_manifest(held))
+        await turns(server, heard)
+        await server.keep_chunks(walk.chunks({"d1-4-0": walk.diffs()["d1-4-0"]}))
+        await turns(server, heard)
+        assert runs.agent.version == 40
+        assert heard.count("caught_up") == 1
+        await server.keep(TOPICS.pin(DEVICE), b"")
+        await adopted(runs, walk)
+
+
+async def test_a_keyframe_that_comes_more_slowly_than_models_are_published_is_still_adopted(
+    mosquitto, tmp_path, monkeypatch
+) -> None:
+    walk = Walk(chunk_bytes=64).go(4)
+    first, real = walk.manifest(), Windows.fetch
+    async with server_side(mosquitto) as server, there(mosquitto, tmp_path) as runs:
+
+        async def fetch(self: Windows, session: Any, pieces: Any, fits: Any) -> Any:
+            found = await real(self, session, pieces, fits)
+            if walk.serial < 12:
+                await walk.go(1).keep(server)
+                wanted = runs.agent._link._fetcher._wanted_now
+                newest = walk.manifest()
+                await eventually(lambda: wanted() == newest, "it has heard")
+            return found
+
+        monkeypatch.setattr(Windows, "fetch", fetch)
+        await server.keep_spec(walk.spec)
+        await walk.keep(server)
+        await eventually(lambda: runs.agent.version is not None, "one is adopted")
+        assert runs.agent.version == first.version
+        await eventually(lambda: runs.agent.version == 120, "it goes on by diffs")
 
 
 # -- links that end, and what is wrong ---------------------------------------------------------
@@ -300,6 +403,25 @@ async def test_a_diff_that_leads_elsewhere_is_thrown_away_for_the_keyframe(
     assert blobs_of(asked) == ["d1-4-0", "k1-50", "d1-5-0"]
 
 
+async def test_what_came_of_a_keyframe_survives_a_wrong_ladder(mosquitto, tmp_path, asked) -> None:
+    walk = Walk(chunk_bytes=64).go(4)
+    await first_model(mosquitto, tmp_path, walk)
+    walk.go(1)
+    chunks = [piece for _, piece in walk.chunks({"k1-50": walk.keyframe(5)})]
+    with closing(Spool(tmp_path / "spool.sqlite")) as spool:
+        spool.keep_pieces({("k1-50", i): chunks[i] for i in range(3)}, of=["k1-50"])
+    asked.clear()
+    async with server_side(mosquitto) as server, there(mosquitto, tmp_path) as running:
+        await walk.keep(server, without=("k1-50",), d1_4_0=walk.diff(3, 4))
+        await eventually(lambda: len(asked) > 1, "it turns to the keyframe")
+        assert {blob: len(each) for blob, each in running.spool.all_chunks().items()} == {
+            "k1-50": 3
+        }
+        await server.keep_chunks(walk.chunks({"k1-50": walk.keyframe(5)}))
+        await adopted(running, walk)
+    assert pieces_of(asked)[:2] == ["d1-4-0/0", "k1-50/3"]
+
+
 async def test_a_wrong_keyframe_is_refused_and_not_fetched_over_and_over(
     mosquitto, tmp_path, asked, heard
 ) -> None:
@@ -343,6 +465,37 @@ async def test_when_nothing_comes_at_all_the_cheapest_way_is_tried_again(
     assert heard.count("version=50 way=ladder") == 1
 
 
+async def test_a_model_that_has_left_the_lattice_takes_no_room_for_a_place_there(
+    mosquitto, tmp_path
+) -> None:
+    walk = Walk(lattice_spec(init=None)).go(2)
+    plain = msgspec.structs.replace(walk.spec, publish=PublishOptions(), needs=())
+    whole = walk.params(1)
+    raw, digest = whole.tobytes(), walk.spec.params.digest
+    off = Manifest(
+        Epoch(1),
+        ModelVersion(30),
+        model_digest(digest, whole),
+        digest,
+        0,
+        "k1-30",
+        sha256(raw).digest(),
+        len(raw),
+        walk.chunk_bytes,
+    )
+    async with server_side(mosquitto) as server, there(mosquitto, tmp_path) as running:
+        await server.keep_spec(walk.spec)
+        await walk.keep(server, origin=True)
+        await adopted(running, walk)
+        assert running.spool.bytes_of("origin") == len(raw)
+        await server.keep_spec(plain)
+        await server.keep_chunks(walk.chunks({"k1-30": raw}))
+        await server.keep_manifest(off)
+        await eventually(lambda: running.agent.version == 30, "it is adopted")
+        left = {name: running.spool.bytes_of(name) for name in ("q", "exponents", "origin")}
+        assert left == {"q": 0, "exponents": 0, "origin": 0}
+
+
 async def test_an_older_model_and_another_epoch_take_a_keyframe(mosquitto, tmp_path, asked) -> None:
     walk, anew = Walk().go(4), Walk(epoch=2).go(6)
     async with server_side(mosquitto) as server, there(mosquitto, tmp_path) as running:
@@ -369,3 +522,33 @@ async def test_a_place_that_is_not_whole_is_begun_anew(mosquitto, tmp_path, aske
         await walk.go(1).keep(server)
         await adopted(running, walk)
     assert blobs_of(asked) == ["k1-50"]
+
+
+class Mute:
+    """A connection over which nothing comes, not even what is read again."""
+
+    def __init__(self) -> None:
+        self.asked_again = asyncio.Event()
+
+    async def subscribe(self, filters: Any, *, qos: int) -> None:
+        if TOPICS.model in filters:
+            self.asked_again.set()
+
+    async def unsubscribe(self, filters: Any) -> None:
+        """Nothing is left of it."""
+
+
+async def test_who_reads_the_manifest_again_has_not_caught_up(tmp_path) -> None:
+    walk, mute = Walk().go(1), Mute()
+    settings = AgentSettings(device=DEVICE, task="pumps", trainer="not:used", silence_s=0.01)
+    session: Any = mute
+    with closing(Spool(tmp_path / "spool.sqlite")) as spool:
+        spool.save(spec=spec_to_json(walk.spec))
+        fetcher = Fetcher(settings, TOPICS, DEVICE, spool, on_news=AsyncMock())
+        fetcher.hear("model", encode_manifest(walk.manifest()))
+        running = asyncio.create_task(fetcher.run(session))
+        await mute.asked_again.wait()
+        assert not fetcher.caught_up
+        fetcher.hear("model", encode_manifest(walk.manifest()))
+        assert not fetcher.caught_up, "now it is fetched again"
+        await end([running])
