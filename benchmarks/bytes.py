@@ -6,13 +6,14 @@
     turbofan    100 engines, remaining cycles from windows of 30: error in cycles
     big         digits, 99,530 parameters
     faults      20 % and 50 % of the updates lost, doubled, late or very stale
+    both        every codec at every budget with the lattice down: bytes of both ways to 95 %
     down        the lattice: bytes a version and over gaps, accuracy, end to end under loss
     wire        whole MQTT packets of an update and its receipt
     others      what other systems would have sent
     timing      encoding, decoding and folding
 
-`learning` is small, cnn, turbofan, big, faults and down. All runs of a seed share split, speeds,
-batches and losses, so differences are paired; bounds are one-sided, 95 %, Student's t. With --quick
+`learning` is small, cnn, turbofan, big, faults, both and down. All runs of a seed share split,
+speeds, batches and losses, so differences are paired; bounds are one-sided, 95 %, Student's t. With --quick
 there are few seeds of fewer uploads, and only what holds at that size is judged.
 """
 
@@ -25,7 +26,15 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.learning.contenders import BUDGETS, FAULTED, FAULTY, FILLING, FLOAT32, ways_of
+from benchmarks.learning.contenders import (
+    BUDGETS,
+    FAULTED,
+    FAULTY,
+    FILLING,
+    FLOAT32,
+    filling,
+    ways_of,
+)
 from benchmarks.learning.downlink import GAPS, Walked
 from benchmarks.learning.fleet import EVERY, LAST, Outcome, Way
 from benchmarks.learning.fleet import run as lived
@@ -46,7 +55,7 @@ QUICK_SEEDS: Final = 3
 TARGETS: Final[dict[Model, float]] = {"small": 95.0, "cnn": 95.0, "big": 95.0, "turbofan": 22.0}
 """Per cent of the held-out digits; cycles of root mean square error."""
 
-LEARNING: Final[tuple[str, ...]] = ("small", "cnn", "turbofan", "big", "faults", "down")
+LEARNING: Final[tuple[str, ...]] = ("small", "cnn", "turbofan", "big", "faults", "both", "down")
 EVERYTHING: Final[tuple[str, ...]] = ("codecs", "wire", "others", "timing", *LEARNING)
 
 
@@ -117,29 +126,32 @@ class Studied:
         target = TARGETS[self.model]
         return median(o.bytes_to(target, below=self.below) / 1e3 for o in self.runs[way])
 
-    def over(self, way: Way, rival: Way) -> float:
+    def over(self, way: Way, rival: Way, *, both: bool = False) -> float:
         """Mean over seeds of log2 (bytes to target / the rival's), bounded by +-3; below 0: fewer.
 
         A run that never met the target counts as one that met it just after its end.
         """
-        target = TARGETS[self.model]
-        ratios = []
-        for mine, theirs in zip(self.runs[way], self.runs[rival], strict=True):
-            a, b = (
-                min(o.bytes_to(target, below=self.below), float(sum(o.up))) for o in (mine, theirs)
-            )
-            ratios.append(np.clip(np.log2(a / b), -3, 3))
+        ratios = [
+            np.clip(np.log2(self._spent(mine, both=both) / self._spent(theirs, both=both)), -3, 3)
+            for mine, theirs in zip(self.runs[way], self.runs[rival], strict=True)
+        ]
         return float(np.mean(ratios))
+
+    def _spent(self, run: Outcome, *, both: bool) -> float:
+        most = float(sum(run.up)) + (run.down[-1] if both else 0)
+        return min(run.bytes_to(TARGETS[self.model], below=self.below, both=both), most)
 
     def ratio(self, way: Way) -> float:
         """How many times fewer bytes an update than float32."""
         return self.runs[FLOAT32][0].update_bytes / fmean(o.update_bytes for o in self.runs[way])
 
 
-def studied(model: Model, ways: Sequence[Way], extent: Extent) -> Studied:
+def studied(model: Model, ways: Sequence[Way], extent: Extent, *, lattice: bool = False) -> Studied:
     """Make all runs of a model."""
     jobs = {
-        way: [Job(model, way, seed, uploads=extent.uploads) for seed in extent.seeds]
+        way: [
+            Job(model, way, seed, lattice=lattice, uploads=extent.uploads) for seed in extent.seeds
+        ]
         for way in ways
     }
     found = outcomes([job for seed in zip(*jobs.values(), strict=True) for job in seed])
@@ -213,6 +225,31 @@ def _faults(report: Report, extent: Extent) -> None:
 
 
 # -- down ----------------------------------------------------------------------------------
+
+
+def _both(report: Report, extent: Extent) -> None:
+    """What noise costs on the way back: every codec that fills a budget, on the lattice."""
+    study = studied("small", filling("small"), extent, lattice=True)
+    for way, mine in study.runs.items():
+        name = f"both, {way}"
+        spent = median(o.bytes_to(TARGETS["small"], both=True) / 1e3 for o in mine)
+        report.figures |= {
+            f"{name}: accuracy": fmean(o.reached for o in mine),
+            f"{name}: kB up to target": study.to_target(way),
+            f"{name}: kB up and down to target": spent,
+            f"{name}: bytes down an upload": fmean(o.down[-1] / len(o.up) for o in mine),
+        }
+    if extent.quick:
+        return
+    report.aims += [
+        Aim(
+            f"both, sq {budget} B over {rival}: log2 of bytes up and down to target",
+            study.over(Way("sq", budget), Way(rival, budget), both=True),
+            at_most=0.0,
+        )
+        for budget in BUDGETS
+        for rival in FILLING[1:]
+    ]
 
 
 def _down(report: Report, extent: Extent) -> None:
@@ -397,6 +434,7 @@ PARTS: Final[dict[str, Callable[[Report, Extent], None]]] = {
     "turbofan": _learn("turbofan"),
     "big": _learn("big"),
     "faults": _faults,
+    "both": _both,
     "down": _down,
     "wire": _wire,
     "others": _others,
