@@ -13,8 +13,8 @@
     timing      encoding, decoding and folding
 
 `learning` is small, cnn, turbofan, big, faults, both and down. All runs of a seed share split,
-speeds, batches and losses, so differences are paired; bounds are one-sided, 95 %, Student's t. With --quick
-there are few seeds of fewer uploads, and only what holds at that size is judged.
+speeds, batches and losses, so differences are paired; bounds are one-sided, 95 %, Student's t. With
+--quick there are few seeds of fewer uploads, and only what holds at that size is judged.
 """
 
 import argparse
