@@ -322,8 +322,7 @@ class Agent:
             log.warning("outbox_full: %s", why)
             await self._rest(why)
         elif held_s := self._held_s(spec):
-            why = f"the uplink's allowance: {told(held_s)} until the next packet"
-            await self._rest(why, held_s)
+            await self._save_up(held_s)
         elif unmet := await self._times_are_bad(spec):
             await self._wait_for_better_times(unmet)
         else:
@@ -350,6 +349,13 @@ class Agent:
             return 0.0
         waiting = [len(each.message) for each in self._spool.open_updates() if not each.sent]
         return self._link.next_s(spec, waiting)
+
+    async def _save_up(self, held_s: float) -> None:
+        """Wait until the next packet may go up; say so once of every model."""
+        why = f"the uplink's allowance: {told(held_s)} until the next packet"
+        if not self.resting.startswith("the uplink's allowance"):
+            log.info("not_training: %s", why)
+        await self._rest(why, held_s)
 
     async def _rest(self, why: str, longest_s: float | None = None) -> None:
         """Wait for news, but not longer than this."""

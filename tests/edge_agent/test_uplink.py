@@ -30,8 +30,9 @@ def bounded(uplink: str, **train: int) -> TaskSpec:
 
 
 async def test_a_device_keeps_to_what_may_go_up_and_tells_how_long_it_waits(
-    mosquitto, tmp_path
+    mosquitto, tmp_path, caplog
 ) -> None:
+    caplog.set_level("INFO", "fedmq.agent")
     async with server_side(mosquitto) as server, device(mosquitto, tmp_path) as there:
         await server.keep_spec(bounded("60 B, 120 B/day"))
         await server.keep_model(Model(1))
@@ -41,6 +42,7 @@ async def test_a_device_keeps_to_what_may_go_up_and_tells_how_long_it_waits(
         await server.keep_model(Model(2))
         told = "the uplink's allowance: 18 h until the next packet"
         await eventually(lambda: there.agent.resting == told, "it says why it rests")
+        assert caplog.text.count(f"not_training: {told}") == 1
         assert there.trainer.started_from == [101]
         await server.keep_spec(bounded("60 B, 10 MB/day"))  # at any time, for the whole fleet
         assert (await server.update_from(Model(2))).seq == 2
