@@ -27,7 +27,7 @@ from schemas.outcomes import Reason
 from schemas.params import Params
 from schemas.wire import decode_update
 
-LEAN = settings(deadline=None, max_examples=80)
+LEAN = settings(deadline=None, max_examples=50)
 """Two shared cores: fewer examples, and no deadline that a busy neighbour could break."""
 
 

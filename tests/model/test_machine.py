@@ -12,7 +12,7 @@ from tests.model.machine import Machine
 from tests.model.redis_model import Mode
 
 HONEST: Final = settings(
-    max_examples=100,
+    max_examples=70,
     stateful_step_count=60,
     derandomize=True,
     database=None,

@@ -34,7 +34,7 @@ from schemas.lattice import (
 from schemas.outcomes import Reason
 from schemas.params import ParamSpec, TensorSpec
 
-LEAN = settings(deadline=None, max_examples=60)
+LEAN = settings(deadline=None, max_examples=40)
 
 
 class Point(NamedTuple):

@@ -24,7 +24,7 @@ from broker.lab.packets import (
     encode,
 )
 
-LEAN = settings(deadline=None, max_examples=100)
+LEAN = settings(deadline=None, max_examples=60)
 MAX = 1 << 20
 
 PACKETS = {
@@ -167,7 +167,7 @@ def test_random_bytes_give_packets_or_a_protocol_error(data):
     survives(data)
 
 
-@settings(LEAN, max_examples=300)
+@settings(LEAN, max_examples=150)
 @given(first=st.integers(0, 255), body=st.binary(max_size=100))
 def test_a_well_framed_random_body_gives_a_packet_or_a_protocol_error(first, body):
     survives(bytes((first, len(body))) + body)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from broker.lab.topic_tree import MAX_LEVELS, TopicTree, is_filter, is_topic
 
-LEAN = settings(deadline=None, max_examples=150)
+LEAN = settings(deadline=None, max_examples=80)
 
 LEVELS = st.sampled_from(["a", "b", "c", "", "$x", "long name"])
 TOPICS = st.lists(LEVELS, min_size=1, max_size=5).map("/".join).filter(is_topic)

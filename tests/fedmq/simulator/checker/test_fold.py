@@ -33,7 +33,7 @@ from schemas.task import (
 from tests.aggregator.world import EPOCH, World, arrived, make_spec
 from tests.fedmq.simulator.checker.logs import DEVICES, RandomLog, Recorder, seal
 
-MANY = settings(deadline=None, max_examples=100)
+MANY = settings(deadline=None, max_examples=60)
 DEVICE = DEVICES[0]
 
 
