@@ -82,6 +82,15 @@ class Device:
         with sqlite3.connect(f"file:{self.spool}?mode=ro", uri=True) as db:
             return int(db.execute("SELECT count(*) FROM updates").fetchone()[0])
 
+    @property
+    def created(self) -> int:
+        """Updates that its disk has ever held: every one is of a round of its own."""
+        if not self.spool.exists():
+            return 0
+        with sqlite3.connect(f"file:{self.spool}?mode=ro", uri=True) as db:
+            row = db.execute("SELECT value FROM meta WHERE key = 'created'").fetchone()
+            return int.from_bytes(row[0], "big") if row else 0
+
 
 @dataclass
 class Stack:
