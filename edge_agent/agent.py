@@ -259,7 +259,7 @@ class Agent:
             self._spec = spec
         if spec is not None and manifest is not None and self._is_news(manifest):
             params = await asyncio.to_thread(self._stored_params, spec, manifest)
-            if params is not None:
+            if params is not None and self._is_news(manifest):  # not adopted meanwhile
                 self._model = Adopted(manifest, params)
                 log.info("adopted epoch=%d version=%d", manifest.epoch, manifest.version)
         self._news.set()
