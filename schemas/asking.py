@@ -12,12 +12,10 @@ from typing import Annotated, Final
 import msgpack
 import msgspec
 
+from schemas.arrays import WIRE, ends_at, of_this_wire, unpacked
 from schemas.errors import WireError
 from schemas.names import Epoch
 from schemas.outcomes import Reason
-
-WIRE: Final = 1
-"""The wire version."""
 
 ASK_BYTES: Final = 256
 """Bytes in which an ask must fit, whatever a newer peer appends."""
@@ -90,8 +88,7 @@ def encode_ask(ask: Ask) -> bytes:
 def decode_ask(data: bytes) -> Ask:
     """Read an ask. Raises WireError."""
     ask, end = _read(data)
-    if end != len(data):
-        raise WireError(Reason.MALFORMED, f"{len(data) - end} bytes too many")
+    ends_at(end, data)
     return ask
 
 
@@ -108,30 +105,8 @@ def decode_reply(data: bytes) -> Reply:
 
 def _read(data: bytes) -> tuple[Ask, int]:
     """Read the array at the start of `data`, and where it ends."""
-    unpacker = msgpack.Unpacker(
-        read_size=64,
-        max_buffer_size=ASK_BYTES,
-        max_array_len=16,
-        max_map_len=0,
-        max_str_len=64,
-        max_bin_len=64,
-        max_ext_len=0,
-    )
-    try:
-        unpacker.feed(data[:ASK_BYTES])
-        raw = unpacker.unpack()
-    except msgpack.OutOfData as exc:
-        raise WireError(Reason.MALFORMED, "the bytes end inside the array") from exc
-    except (ValueError, RecursionError, msgpack.UnpackException) as exc:
-        raise WireError(Reason.MALFORMED, "not MessagePack within its bounds") from exc
-    if not isinstance(raw, list) or not raw:
-        raise WireError(Reason.MALFORMED, "not an array")
-    if type(raw[0]) is not int or raw[0] != WIRE:
-        raise WireError(Reason.UNKNOWN_WIRE, f"wire version {raw[0]!r}; this is {WIRE}")
-    try:
-        array = msgspec.convert(raw, AskArray)
-    except msgspec.ValidationError as exc:
-        raise WireError(Reason.MALFORMED, str(exc)) from exc
+    raw, end = unpacked(data, ASK_BYTES)
+    array = of_this_wire(raw, AskArray)
     if array.first >= array.last:
         raise WireError(Reason.BAD_NUMBER, f"{array.first} is not before {array.last}")
-    return Ask(Epoch(array.epoch), array.first, array.last), unpacker.tell()
+    return Ask(Epoch(array.epoch), array.first, array.last), end

@@ -421,7 +421,7 @@ def _needs(spec: TaskSpec) -> tuple[str, ...]:
         "uplink": bool(spec.uplink),
         "lattice": spec.publish.lattice,
     }
-    return tuple(need for need in UNDERSTOOD if found.get(need))
+    return tuple(need for need in UNDERSTOOD if found[need])
 
 
 def spec_to_json(spec: TaskSpec) -> bytes:

@@ -11,6 +11,7 @@ from typing import Annotated, Final, TypeVar
 import msgpack
 import msgspec
 
+from schemas.arrays import WIRE, converted, ends_at, of_this_wire, unpacked
 from schemas.errors import WireError
 from schemas.ladder import keyframe_name
 from schemas.lattice import KEYFRAME
@@ -18,9 +19,6 @@ from schemas.messages import Manifest, ModelUpdate, Receipt
 from schemas.names import Boot, Epoch, ModelVersion, Seq, is_name
 from schemas.outcomes import Reason
 from schemas.short import FRAME, SHORT, frame_header, read_frame, read_short, short_header
-
-WIRE: Final = 1
-"""The wire version."""
 
 SHORT_MANIFEST: Final = 2
 """What the short form of a manifest has in the place of the wire version."""
@@ -222,12 +220,12 @@ def _short_manifest(manifest: Manifest) -> bytes:
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest of either form. Raises WireError."""
-    raw, end = _unpacked(data)
+    raw, end = unpacked(data, _HEAD_BOUND)
     if type(raw[0]) is int and raw[0] == SHORT_MANIFEST:
-        _ends_at(end, data)
+        ends_at(end, data)
         return _read_short_manifest(raw)
-    array = _read(raw, ManifestArray)
-    _ends_at(end, data)
+    array = of_this_wire(raw, ManifestArray)
+    ends_at(end, data)
     if not is_name(array.blob):
         raise WireError(Reason.MALFORMED, "the blob's name may not stand in a topic")
     if array.codec == KEYFRAME:
@@ -246,7 +244,7 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def _read_short_manifest(raw: list[object]) -> Manifest:
-    array = _converted(raw, ShortManifestArray)
+    array = converted(raw, ShortManifestArray)
     if array.oldest > array.serial:
         detail = f"diffs from publication {array.oldest} to {array.serial}"
         raise WireError(Reason.BAD_NUMBER, detail)
@@ -303,54 +301,11 @@ def decode_receipt(data: bytes) -> Receipt:
 
 def _read_whole(data: bytes, kind: type[_Array]) -> _Array:
     array, end = _read_array(data, kind)
-    _ends_at(end, data)
+    ends_at(end, data)
     return array
-
-
-def _ends_at(end: int, data: bytes) -> None:
-    if end != len(data):
-        raise WireError(Reason.MALFORMED, f"{len(data) - end} bytes too many")
 
 
 def _read_array(data: bytes, kind: type[_Array]) -> tuple[_Array, int]:
     """Read the MessagePack array at the start of `data`, and where it ends."""
-    raw, end = _unpacked(data)
-    return _read(raw, kind), end
-
-
-def _unpacked(data: bytes) -> tuple[list[object], int]:
-    """The elements of the array at the start of `data`, at least one, and where it ends."""
-    unpacker = msgpack.Unpacker(
-        read_size=64,
-        max_buffer_size=_HEAD_BOUND,
-        max_array_len=16,
-        max_map_len=16,
-        max_str_len=64,
-        max_bin_len=64,
-        max_ext_len=0,
-    )
-    try:
-        unpacker.feed(data[:_HEAD_BOUND])
-        raw = unpacker.unpack()
-    except msgpack.OutOfData as exc:
-        raise WireError(Reason.MALFORMED, "the bytes end inside the array") from exc
-    except (ValueError, RecursionError, msgpack.UnpackException) as exc:
-        raise WireError(Reason.MALFORMED, "not MessagePack within its bounds") from exc
-    if not isinstance(raw, list) or not raw:
-        raise WireError(Reason.MALFORMED, "not an array")
-    return raw, unpacker.tell()
-
-
-def _read(raw: list[object], kind: type[_Array]) -> _Array:
-    """The elements of an array of wire version 1."""
-    if type(raw[0]) is not int or raw[0] != WIRE:
-        raise WireError(Reason.UNKNOWN_WIRE, f"wire version {raw[0]!r}; this is {WIRE}")
-    return _converted(raw, kind)
-
-
-def _converted(raw: list[object], kind: type[_Array]) -> _Array:
-    try:
-        return msgspec.convert(raw, kind, builtin_types=(bytes,))
-    except msgspec.ValidationError as exc:
-        reason = Reason.BAD_NUMBER if "Expected `int` " in str(exc) else Reason.MALFORMED
-        raise WireError(reason, str(exc)) from exc
+    raw, end = unpacked(data, _HEAD_BOUND)
+    return of_this_wire(raw, kind), end

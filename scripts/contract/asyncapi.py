@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.arrays import WIRE
 from schemas.asking import Ask, AskArray, Reply, ReplyArray
 from schemas.channels import CHANNELS, Channel
 from schemas.messages import Manifest, ModelUpdate, Receipt
@@ -14,7 +15,6 @@ from schemas.task import TaskSpec
 from schemas.topics import DEFAULT_PREFIX
 from schemas.wire import (
     SHORT_MANIFEST,
-    WIRE,
     ManifestArray,
     ReceiptArray,
     ShortManifestArray,

@@ -66,7 +66,7 @@ def test_the_bytes_are_those_of_the_page():
         ("94010103a0", Reason.MALFORMED),
         ("9401010303", Reason.BAD_NUMBER),
         ("9401010403", Reason.BAD_NUMBER),
-        ("940101ff04", Reason.MALFORMED),
+        ("940101ff04", Reason.BAD_NUMBER),
         ("93010103", Reason.MALFORMED),
         ("dd00100000010103", Reason.MALFORMED),
         ("9501010304c4ff", Reason.MALFORMED),
