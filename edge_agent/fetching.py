@@ -123,7 +123,7 @@ class Fetcher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            manifest, spec = self._wanted, self._stored_spec()
+            manifest, spec = self._wanted, self.stored_spec()
             if manifest is None or spec is None or manifest == self._stored_manifest():
                 continue
             if not self._fits(manifest, spec):
@@ -146,7 +146,8 @@ class Fetcher:
         raw = self._spool.load("manifest")
         return None if raw is None else decode_manifest(raw)
 
-    def _stored_spec(self) -> TaskSpec | None:
+    def stored_spec(self) -> TaskSpec | None:
+        """The specification on the disk; None: there is none that this device understands."""
         raw = self._spool.load("spec")
         try:
             return None if raw is None else device_spec_from_json(raw)

@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from edge_agent import windows
 from edge_agent.allowance import Allowance, from_disk, publish_bytes, to_disk
 from edge_agent.compressor import may_restore, restored
 from edge_agent.fetching import Fetcher, wait
@@ -51,19 +52,8 @@ Identity: TypeAlias = tuple[Boot, Seq]
 """What an update of this device is called."""
 
 
-class Connection(Protocol):
+class Connection(windows.Connection, Protocol):
     """What the link needs of an MQTT connection, whoever owns it."""
-
-    async def subscribe(self, filters: Iterable[str], *, qos: int) -> None:
-        """Subscribe to at most 8 topics."""
-
-    async def unsubscribe(self, filters: Iterable[str]) -> None:
-        """Unsubscribe."""
-
-    async def publish(
-        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
-    ) -> None:
-        """Publish, and wait for the PUBACK. Raises LinkError."""
 
     async def receive(self) -> list[Inbound]:
         """Wait for messages. Raises LinkError when the connection ends."""
@@ -178,7 +168,7 @@ class Link:
     async def _act(self, session: Connection) -> None:
         """Say hello, then fetch and send; the listener beside it notices when the link ends."""
         topics = self._topics
-        spec = self._spec = self._stored_spec()
+        spec = self._spec = self._fetcher.stored_spec()
         canary = spec is not None and in_canary(self._device, spec.gate.canary)
         self._fetcher.begin(canary=canary)
         self._restraint = Restraint(self._rng)
@@ -235,13 +225,6 @@ class Link:
         self._fetcher.wake()
         self._wake_sender.set()  # more may go up now
         await self._on_news()
-
-    def _stored_spec(self) -> TaskSpec | None:
-        raw = self._spool.load("spec")
-        try:
-            return None if raw is None else device_spec_from_json(raw)
-        except ConfigError:
-            return None  # of a task that needs a newer device: another one may come
 
     def _hear_busy(self, payload: bytes) -> None:
         """Send less, or as usual again."""

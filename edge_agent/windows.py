@@ -4,7 +4,7 @@ Chunks that came are the caller's to keep. Silence is an answer too: less than w
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, Protocol, TypeAlias
 
 from edge_agent.catch_up import Packets, packets
@@ -25,16 +25,16 @@ Fits: TypeAlias = Callable[[str, int, bytes], bool]
 class Connection(Protocol):
     """What fetching needs of an MQTT connection."""
 
-    async def subscribe(self, filters: Collection[str], *, qos: int) -> None:
+    async def subscribe(self, filters: Iterable[str], *, qos: int) -> None:
         """Subscribe to at most 8 topics."""
 
-    async def unsubscribe(self, filters: Collection[str]) -> None:
+    async def unsubscribe(self, filters: Iterable[str]) -> None:
         """Unsubscribe."""
 
     async def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
     ) -> None:
-        """Publish, and wait for the PUBACK."""
+        """Publish, and wait for the PUBACK. Raises LinkError."""
 
 
 class Windows:
