@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Final, TypeAlias
 
-from schemas.asking import Ask
+from schemas.asking import Question
 from schemas.errors import WireError
 from schemas.ladder import blob_name, path
 from schemas.lattice import SPAN, decode_diff, encode_diff, merged
@@ -39,7 +39,7 @@ BLOBS_BYTES_MOST: Final = 4 * REPLY_BYTES_MOST
 CACHE_BYTES: Final = 4 << 20
 """What is kept of merged diffs, in bytes."""
 
-Wish: TypeAlias = tuple[TaskName, Ask]
+Wish: TypeAlias = tuple[TaskName, Question]
 """What is wanted of which task."""
 
 
@@ -86,7 +86,7 @@ class Recent:
             self._bytes -= len(oldest)
 
 
-def names(ask: Ask) -> list[str]:
+def names(ask: Question) -> list[str]:
     """The blobs that lead from one publication to the other, in order. Raises WireError."""
     if ask.last - ask.first > SPAN:
         raise WireError(Reason.BAD_NUMBER, f"no diffs lead over more than {SPAN} publications")

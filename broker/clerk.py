@@ -23,7 +23,7 @@ from broker.asking import (
 from broker.queue import Queue
 from broker.routing import Asked
 from mqtt_session.session import Session
-from schemas.asking import Ask, Reply, decode_ask, encode_reply
+from schemas.asking import Question, Reply, decode_ask, encode_reply
 from schemas.errors import ConfigError, WireError
 from schemas.lattice import sizes_of
 from schemas.names import TaskName, shard_of
@@ -88,7 +88,7 @@ class Clerk:
         self.refused += 1
         log.debug("ask_refused task=%s device=%s why=%s", asked.task, asked.device, why)
 
-    async def _diff(self, queue: Queue, task: TaskName, ask: Ask) -> bytes:
+    async def _diff(self, queue: Queue, task: TaskName, ask: Question) -> bytes:
         """The diff, merged now or lately. Raises WireError, ConfigError."""
         if found := self._recent.find((task, ask)):
             return found

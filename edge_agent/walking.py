@@ -20,7 +20,7 @@ from edge_agent.download import Here, Parcel, Piece, fits_parcel, joined, next_p
 from edge_agent.offers import is_lattice
 from edge_agent.spool import Spool
 from edge_agent.windows import Connection, Windows
-from schemas.asking import Ask
+from schemas.asking import Question
 from schemas.errors import WireError
 from schemas.initial import initial_params
 from schemas.ladder import origin_name
@@ -177,7 +177,7 @@ class Walker:
         Raises Silence, WireError.
         """
         if plan.way == "ask" and start is not None:
-            ask = Ask(manifest.epoch, start.serial, manifest.serial)
+            ask = Question(manifest.epoch, start.serial, manifest.serial)
             self._asking = True
             diff = await self._windows.ask(session, ask)
             self._asking = False

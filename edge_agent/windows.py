@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeAlias
 from edge_agent.catch_up import Packets, packets
 from edge_agent.download import Piece
 from edge_agent.settings import AgentSettings
-from schemas.asking import Ask, decode_reply, encode_ask
+from schemas.asking import Question, decode_reply, encode_ask
 from schemas.errors import WireError
 from schemas.names import DeviceId
 from schemas.topics import TaskTopics
@@ -98,7 +98,7 @@ class Windows:
         self._count(sum(map(len, found.values())), len(places) * self.costs.chunk)
         return found
 
-    async def ask(self, session: Connection, ask: Ask) -> bytes | None:
+    async def ask(self, session: Connection, ask: Question) -> bytes | None:
         """Ask for one diff and wait for it; None: silence."""
         diff: bytes | None = None
         self._await([self._reply])
@@ -121,7 +121,7 @@ class Windows:
         self.spent += carried + around
 
 
-def _answer(data: bytes, ask: Ask) -> bytes | None:
+def _answer(data: bytes, ask: Question) -> bytes | None:
     """The diff, when it is what was asked for."""
     if len(data) > ANSWER_BYTES_MOST:
         return None

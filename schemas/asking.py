@@ -25,7 +25,7 @@ _U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 
 class AskArray(msgspec.Struct, array_like=True):
-    """An Ask, field by field."""
+    """A Question, field by field."""
 
     wire: int
     epoch: _U16
@@ -43,7 +43,7 @@ class ReplyArray(msgspec.Struct, array_like=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Question:
     """A device wants one diff in place of several.
 
     Attributes:
@@ -74,18 +74,18 @@ class Reply:
     diff: bytes
 
     @property
-    def asked(self) -> Ask:
+    def asked(self) -> Question:
         """What this is the answer to."""
-        return Ask(self.epoch, self.first, self.last)
+        return Question(self.epoch, self.first, self.last)
 
 
-def encode_ask(ask: Ask) -> bytes:
+def encode_ask(ask: Question) -> bytes:
     """Write an ask."""
     packed: bytes = msgpack.packb([WIRE, ask.epoch, ask.first, ask.last])
     return packed
 
 
-def decode_ask(data: bytes) -> Ask:
+def decode_ask(data: bytes) -> Question:
     """Read an ask. Raises WireError."""
     ask, end = _read(data)
     ends_at(end, data)
@@ -103,10 +103,10 @@ def decode_reply(data: bytes) -> Reply:
     return Reply(ask.epoch, ask.first, ask.last, data[end:])
 
 
-def _read(data: bytes) -> tuple[Ask, int]:
+def _read(data: bytes) -> tuple[Question, int]:
     """Read the array at the start of `data`, and where it ends."""
     raw, end = unpacked(data, ASK_BYTES)
     array = of_this_wire(raw, AskArray)
     if array.first >= array.last:
         raise WireError(Reason.BAD_NUMBER, f"{array.first} is not before {array.last}")
-    return Ask(Epoch(array.epoch), array.first, array.last), end
+    return Question(Epoch(array.epoch), array.first, array.last), end

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.arrays import WIRE
-from schemas.asking import Ask, AskArray, Reply, ReplyArray
+from schemas.asking import AskArray, Question, Reply, ReplyArray
 from schemas.channels import CHANNELS, Channel
 from schemas.messages import Manifest, ModelUpdate, Receipt
 from schemas.names import NAME_PATTERN
@@ -27,7 +27,7 @@ EXPLAINED: Final[dict[type, type]] = {
     ManifestArray: Manifest,
     ShortManifestArray: Manifest,
     ReceiptArray: Receipt,
-    AskArray: Ask,
+    AskArray: Question,
     ReplyArray: Reply,
 }
 """Where the fields of an array are explained."""

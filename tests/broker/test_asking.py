@@ -17,7 +17,7 @@ from broker.asking import BURST, EVERY_S, Recent, Turns, names, one_diff
 from broker.clerk import WAITING, Clerk
 from broker.routing import Asked
 from lifetimes.together import end
-from schemas.asking import Ask, decode_reply, encode_ask
+from schemas.asking import Question, decode_reply, encode_ask
 from schemas.errors import WireError
 from schemas.lattice import SPAN, applied, decode_diff, diff_of, encode_diff
 from schemas.names import DeviceId, Epoch, TaskName, shard_of
@@ -60,7 +60,7 @@ def blob(name: str) -> bytes:
 @LEAN
 @given(first=st.integers(0, 14), gap=st.integers(1, SPAN))
 def test_one_diff_leads_where_those_of_the_path_lead(first, gap):
-    ask = Ask(Epoch(1), first, first + gap)
+    ask = Question(Epoch(1), first, first + gap)
     merged = one_diff([blob(name) for name in names(ask)], SIZES)
     q, exponents = applied(POINTS[first], EXPONENTS, decode_diff(merged, SIZES), SIZES)
     assert (q.tolist(), exponents) == (POINTS[first + gap].tolist(), EXPONENTS)
@@ -69,9 +69,9 @@ def test_one_diff_leads_where_those_of_the_path_lead(first, gap):
 
 def test_a_gap_that_no_diffs_span_is_refused_before_anything_is_read():
     with pytest.raises(WireError):
-        names(Ask(Epoch(1), 0, SPAN + 1))
+        names(Question(Epoch(1), 0, SPAN + 1))
     with pytest.raises(WireError):
-        names(Ask(Epoch(1), 0, 2**32 - 1))
+        names(Question(Epoch(1), 0, 2**32 - 1))
 
 
 def test_a_blob_that_is_no_diff_is_refused():
@@ -102,7 +102,7 @@ def test_only_so_many_devices_are_counted(monkeypatch):
 def test_what_is_kept_of_merged_diffs_is_bounded_and_the_newest_stays(kept):
     recent = Recent(most=100)
     for number, size in kept:
-        wish = TASK, Ask(Epoch(1), number, 9)
+        wish = TASK, Question(Epoch(1), number, 9)
         recent.keep(wish, bytes(size))
         assert recent.find(wish) == bytes(size)
         assert recent._bytes == sum(map(len, recent._kept.values())) <= 100
@@ -147,7 +147,7 @@ async def clerk(shards: str = "".join(sorted(SHARDS))) -> AsyncIterator[tuple[Cl
 
 
 def question(first: int, last: int, device: str = DEVICE, task: TaskName = TASK) -> Asked:
-    return Asked(task, DeviceId(device), encode_ask(Ask(Epoch(1), first, last)))
+    return Asked(task, DeviceId(device), encode_ask(Question(Epoch(1), first, last)))
 
 
 async def test_a_question_is_answered_to_its_device_and_merged_once_for_many() -> None:
@@ -157,7 +157,7 @@ async def test_a_question_is_answered_to_its_device_and_merged_once_for_many() -
             topic, payload = await session.said.get()
             assert topic == f"fedmq/v1/pumps/reply/{device}"
             reply = decode_reply(payload)
-            assert (reply.asked, reply.diff) == (Ask(Epoch(1), 3, 27), diff(3, 27))
+            assert (reply.asked, reply.diff) == (Question(Epoch(1), 3, 27), diff(3, 27))
     assert redis.reads == 1
     assert (there.answered, there.refused) == (3, 0)
 

@@ -21,7 +21,7 @@ from edge_agent.spool import Spool
 from edge_agent.walking import Walker
 from edge_agent.windows import Windows
 from lifetimes.together import end
-from schemas.asking import Ask, Reply, decode_ask, encode_reply
+from schemas.asking import Question, Reply, decode_ask, encode_reply
 from schemas.messages import Manifest
 from schemas.names import Epoch, ModelVersion
 from schemas.params import base_digest, model_digest
@@ -69,10 +69,10 @@ async def first_model(broker: servers.Server, path: Path, walk: Walk) -> None:
 
 @asynccontextmanager
 async def answering(
-    broker: servers.Server, answer: Callable[[Ask], bytes]
-) -> AsyncIterator[list[Ask]]:
+    broker: servers.Server, answer: Callable[[Question], bytes]
+) -> AsyncIterator[list[Question]]:
     """Somebody who answers what this device asks, as the bridge does."""
-    asks: list[Ask] = []
+    asks: list[Question] = []
     async with aiomqtt.Client(servers.HOST, broker.port) as client:
         await client.subscribe(TOPICS.ask(DEVICE), 1)
 
@@ -89,7 +89,7 @@ async def answering(
         await asyncio.gather(running, return_exceptions=True)
 
 
-def told(walk: Walk, ask: Ask) -> bytes:
+def told(walk: Walk, ask: Question) -> bytes:
     return encode_reply(Reply(ask.epoch, ask.first, ask.last, walk.diff(ask.first, ask.last)))
 
 
@@ -177,7 +177,7 @@ async def test_who_slept_asks_and_is_told_one_diff(mosquitto, tmp_path, asked, h
     ):
         await walk.keep(server)
         await adopted(running, walk)
-    assert asks == [Ask(Epoch(1), 3, 27)]
+    assert asks == [Question(Epoch(1), 3, 27)]
     assert asked == []
     assert heard.count(f"version=270 way=ask bytes={len(walk.diff(3, 27))} ") == 1
 
@@ -205,8 +205,8 @@ async def test_another_answer_than_the_asked_is_passed_over(mosquitto, tmp_path,
     await first_model(mosquitto, tmp_path, walk)
     walk.go(24)
 
-    def other(ask: Ask) -> bytes:
-        return told(walk, Ask(ask.epoch, ask.first, ask.last - 1))
+    def other(ask: Question) -> bytes:
+        return told(walk, Question(ask.epoch, ask.first, ask.last - 1))
 
     async with (
         answering(mosquitto, other) as asks,
@@ -229,7 +229,7 @@ async def test_a_wrong_answer_counts_as_none_and_the_ladder_is_taken(
     answers = [b"no diff", walk.diff(4, 27)]
     for answer in answers:
 
-        def lie(ask: Ask, answer: bytes = answer) -> bytes:
+        def lie(ask: Question, answer: bytes = answer) -> bytes:
             return encode_reply(Reply(ask.epoch, ask.first, ask.last, answer))
 
         async with (

@@ -9,7 +9,7 @@ from laws import LEAN, U16, U32, message_refuses_every_cut, message_round_trip, 
 
 from schemas.asking import (
     ASK_BYTES,
-    Ask,
+    Question,
     Reply,
     decode_ask,
     decode_reply,
@@ -22,7 +22,7 @@ from schemas.outcomes import Reason
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 PAIRS = st.lists(U32, min_size=2, max_size=2, unique=True).map(sorted)
-ASKS = st.builds(lambda epoch, pair: Ask(Epoch(epoch), *pair), U16, PAIRS)
+ASKS = st.builds(lambda epoch, pair: Question(Epoch(epoch), *pair), U16, PAIRS)
 
 
 @LEAN
@@ -49,7 +49,7 @@ def test_any_bytes_are_read_or_refused(data):
 
 
 def test_the_bytes_are_those_of_the_page():
-    ask = Ask(Epoch(1), 3, 300)
+    ask = Question(Epoch(1), 3, 300)
     assert encode_ask(ask).hex() == "94010103cd012c"
     assert f"`{encode_ask(ask).hex(' ')}`" in PAGE
     assert encode_reply(Reply(ask.epoch, 3, 300, b"\x02\x80\x00")).hex() == "94010103cd012c028000"
@@ -79,6 +79,6 @@ def test_an_ask_that_is_none_is_refused(data, reason):
 
 
 def test_what_a_newer_peer_appends_is_passed_over_within_bounds():
-    assert decode_ask(bytes.fromhex("9601010304a26869c3")) == Ask(Epoch(1), 3, 4)
+    assert decode_ask(bytes.fromhex("9601010304a26869c3")) == Question(Epoch(1), 3, 4)
     with pytest.raises(WireError):
         decode_ask(bytes.fromhex("9401010304") + bytes(ASK_BYTES))
