@@ -102,8 +102,16 @@ def over_the_air(update: ModelUpdate) -> bytes:
     return _air_header(update) + bytes(update.payload)
 
 
+def told_base(frame: bytes) -> tuple[int, int]:
+    """What a frame tells of its base: epoch modulo 16, version modulo 2^16. Raises WireError."""
+    head = memoryview(frame)
+    version, at = _number(head, 1, 2, "base_version")
+    both, _ = _number(head, at, 1, "epoch")
+    return both >> 4, version
+
+
 def carried(boot: Boot, seq: Seq, frame: bytes) -> bytes:
-    """The update that an adapter makes of a frame, which it does not read: whose it is, and it."""
+    """The update that an adapter makes of a frame: whose it is, and the frame as it came."""
     return b"".join((FRAME, boot.to_bytes(4, "big"), varint.write(seq), frame))
 
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from broker.lorawan.events import Uplink
 from broker.lorawan.pieces import HEAD_BYTES, RING, Head, encode_head, port_of, read_port
 from schemas.names import DeviceId
+from schemas.short import told_base
 
 DAY_S: Final = 86_400.0
 
@@ -201,8 +202,7 @@ class Transfers:
         if not self._is_news(known, uplink) or said is None or room <= 0:
             return None
         count, turn = said
-        version = int.from_bytes(uplink.frame[1:3], "big")
-        epoch = uplink.frame[3] >> 4
+        epoch, version = told_base(uplink.frame)
         transfer = known.transfer
         if transfer is not None and not self._goes_on(transfer, epoch, version, count, turn):
             transfer = known.transfer = None
