@@ -3,8 +3,8 @@
 from typing import Final
 
 STABLE: Final = 30.0
-"""The server's gain times omega is held at or below it: in simulation models of 100,000 parameters
-stood 34 and diverged at 36."""
+"""The server's gain times omega is held at or below it. The bound of a simulation that was not
+ours, in which models of 100,000 parameters stood 34 and diverged at 36."""
 
 
 def held_down(gain: float, omega: float) -> float:
