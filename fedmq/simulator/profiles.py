@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from broker.lorawan.regions import EU868, Rate
 from fedmq.simulator.links import LinkModel, Loss, Sleep
 from fedmq.simulator.outages import Outages
 from schemas.errors import ConfigError
@@ -23,18 +24,18 @@ def profile(name: str) -> LinkModel:
     return PROFILES[name]
 
 
-def _lora(sf: int, payload_bytes: int) -> LinkModel:
+def _lora(rate: Rate) -> LinkModel:
     """Build a LoRaWAN class A link in EU868.
 
-    Sources: payload by data rate, RP002 (repeater compatible; ChirpStack lrwn, eu868.rs); 1 % duty
-    cycle, ETSI EN 300 220 as cited by RP002; it listens in RX1 and RX2, 1 s and 2 s after its
-    uplink, TS001 3.3; 10 % of frames lost, the rate at which mqtt_iot.md section 5 computes what
-    forward error correction costs. 0.1 to 0.3 s through gateway and network server [assumed].
+    Sources: payload by data rate and duty cycle, `broker.lorawan.regions`; it listens in RX1 and
+    RX2, 1 s and 2 s after its uplink, TS001 3.3; 10 % of frames lost, the rate at which mqtt_iot.md
+    section 5 computes what forward error correction costs. 0.1 to 0.3 s through gateway and network
+    server [assumed].
     """
     return LinkModel(
-        lora_sf=sf,
-        frame_bytes=payload_bytes,
-        duty=0.01,
+        lora_sf=rate.sf,
+        frame_bytes=rate.frame_bytes,
+        duty=EU868.duty_up,
         delay_s=0.1,
         jitter_s=0.2,
         loss=Loss(loss_good=0.1, loss_bad=0.1),
@@ -86,12 +87,7 @@ PROFILES: Final[Mapping[str, LinkModel]] = {
         frame_bytes=MTU,
         queue_s=5.0,
     ),
-    "lora-dr0": _lora(12, 51),
-    "lora-dr1": _lora(11, 51),
-    "lora-dr2": _lora(10, 51),
-    "lora-dr3": _lora(9, 115),
-    "lora-dr4": _lora(8, 222),
-    "lora-dr5": _lora(7, 222),
+    **{f"lora-dr{rate.dr}": _lora(rate) for rate in EU868.up},
     # A crowded 2.4 GHz cell at the edge of its reach [assumed throughout]: 2 Mbit/s are left,
     # losses come in bursts (Gilbert-Elliott), a frame whose acknowledgement was lost comes twice,
     # and every minute it drops out for 5 s.

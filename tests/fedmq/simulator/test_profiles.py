@@ -5,6 +5,7 @@ import pytest
 from fedmq.simulator.links import Link
 from fedmq.simulator.profiles import PROFILES, profile
 from schemas.errors import ConfigError
+from schemas.uplink import LINKS
 
 DAY_S = 86_400.0
 
@@ -47,6 +48,9 @@ def test_a_lora_device_sends_in_a_day_what_its_duty_cycle_allows(name: str, fram
     last = max(frame[0].at_s for frame in sent[: frames - 2] if frame)
     assert last < DAY_S
     assert all(frame[0].at_s > DAY_S for frame in sent[frames + 3 :] if frame)
+    budget = LINKS[name]  # what a task may ask of that link by its name
+    assert budget.message_bytes == model.frame_bytes
+    assert budget.day_bytes == pytest.approx(frames * model.frame_bytes, rel=0.01)
 
 
 def test_a_lora_device_hears_only_after_it_has_spoken() -> None:
