@@ -146,13 +146,7 @@ class Following:
             log.warning("no_lattice: set [publish] lattice = true, radios get nothing down")
             return
         self._manifest = manifest
-        self._models.publish(
-            epoch=manifest.epoch,
-            serial=manifest.serial,
-            version=manifest.version,
-            digest=manifest.model_digest,
-            oldest=manifest.oldest,
-        )
+        self._models.hear(manifest)
 
     def _read_note(self, note: Aired) -> None:
         """What an earlier adapter has known, or this one."""
@@ -189,11 +183,19 @@ class Following:
         if not first:
             return None
         size = size or diff_bytes(first)
-        rest = -(-(size - len(first)) // max(1, len(first)))
+        if size > LENGTH_MAX:
+            log.warning(
+                "too_long blob=%s bytes=%d: a radio takes at most %d", name, size, LENGTH_MAX
+            )
+            return None
+        rest = -(-(size - len(first)) // len(first))
         found = {0: first}
         for start in range(1, 1 + rest, WINDOW):
             window = range(start, min(start + WINDOW, 1 + rest))
-            found |= await self._chunks(session, name, window)
+            came = await self._chunks(session, name, window)
+            if len(came) < len(window):
+                return None
+            found |= came
         blob = b"".join(found[i] for i in sorted(found))
         return blob if len(blob) == size else None
 

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from broker.lorawan.events import Uplink
 from broker.lorawan.pieces import HEAD_BYTES, RING, Head, encode_head, port_of, read_port
+from schemas.messages import Manifest
 from schemas.names import DeviceId
 from schemas.short import told_base
 
@@ -147,6 +148,16 @@ class Models:
         self.digest, self.oldest = digest[:4], oldest
         self.remember(epoch, {version: serial})
         return True
+
+    def hear(self, manifest: Manifest) -> bool:
+        """Take note of a publication as it was published."""
+        return self.publish(
+            epoch=manifest.epoch,
+            serial=manifest.serial,
+            version=manifest.version,
+            digest=manifest.model_digest,
+            oldest=manifest.oldest,
+        )
 
     def remember(self, epoch: int, serials: dict[int, int]) -> None:
         """Add versions of this epoch, as they were noted before."""

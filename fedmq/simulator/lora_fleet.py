@@ -251,14 +251,7 @@ class Fleet:
         adapter.blobs |= changes.beside
         if not changes.model or last is None:
             return
-        manifest = last.named
-        adapter.models.publish(
-            epoch=manifest.epoch,
-            serial=manifest.serial,
-            version=manifest.version,
-            digest=manifest.model_digest,
-            oldest=manifest.oldest,
-        )
+        adapter.models.hear(last.named)
 
     def _air_s(self, size: int) -> float:
         rate = self._air.rate
