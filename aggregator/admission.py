@@ -115,7 +115,15 @@ def admit(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Contribu
     if not within(delta.values, standing.spec.limits.max_abs):
         return _height_refusal(peak(delta.values))
     staleness = standing.version - update.base_version
-    return Contribution(update.base_version, staleness, update.num_examples, delta)
+    return Contribution(
+        update.base_version,
+        staleness,
+        update.num_examples,
+        delta,
+        device=arrived.device,
+        contributions=update.contributions,
+        carried=update.weight,
+    )
 
 
 def _refusal(arrived: Arrived, update: ModelUpdate, standing: Standing) -> Rejected | None:
@@ -135,7 +143,7 @@ def _base_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None:
     base, version = update.base_version, standing.version
     if base > version:
         return Rejected(Reason.FUTURE_BASE, f"base {base}, the model is at {version}")
-    if version - base > standing.spec.strategy.max_staleness:
+    if version - base > standing.spec.strategy.staleness_bound:
         return Rejected(Reason.TOO_STALE, f"base {base} is {version - base} versions old")
     digest = standing.bases.get(base)
     if digest is None:
@@ -156,8 +164,22 @@ def _content_refusal(update: ModelUpdate, standing: Standing) -> Rejected | None
         return Rejected(
             Reason.WRONG_CODEC, f"codec {codec.name}, the task says {standing.spec.codec.name}"
         )
-    if update.contributions != 1 or update.weight != 1.0:
-        return Rejected(Reason.BAD_NUMBER, "merged contributions are not folded here")
+    return _merged_refusal(update, standing.spec.strategy.contributions_max) or _metrics_refusal(
+        update
+    )
+
+
+def _merged_refusal(update: ModelUpdate, most: int) -> Rejected | None:
+    """Of merged updates no more than the task allows; what they carry is a mean of weights."""
+    if update.contributions > most or (most == 1 and update.weight != 1.0):
+        told = f"{update.contributions} merged contributions, the task allows {most}"
+        return Rejected(Reason.BAD_NUMBER, told)
+    if not 0 < update.weight <= 1:  # NaN, too, is outside
+        return Rejected(Reason.BAD_NUMBER, f"a weight of {update.weight:g}")
+    return None
+
+
+def _metrics_refusal(update: ModelUpdate) -> Rejected | None:
     if not all(isfinite(value) for value in update.metrics.values()):
         return Rejected(Reason.NOT_FINITE, "a metric is NaN or infinite")
     return None

@@ -105,6 +105,9 @@ def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:
     for device, version in changes.pins.items():
         release = state.releases.get(version) if version is not None else None
         said[f"model/{device}"] = b"" if release is None else told(state, release, pinned=True)
+    if changes.pace:
+        hint = state.pacing.said
+        said["pace"] = b"" if hint is None else msgspec.json.encode(hint)
     if changes.releases:
         newest = [version_record(state, r) for _, r in sorted(state.releases.items())]
         said["versions"] = msgspec.json.encode(Versions(state.epoch, tuple(newest)))

@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 
 from aggregator.fold import FOLD_ID
+from aggregator.pacing import Pacing
 from aggregator.state import Changes, DeviceRecord, Lattice, Release, Sender, Tally, TaskState
-from aggregator.strategies import State
+from aggregator.strategies import Row, State
+from aggregator.strategies.ca2fl import CACHE
 from schemas.errors import InvariantError
 from schemas.lattice import decode_keyframe, sizes_of
 from schemas.log import EntryId
@@ -83,6 +85,9 @@ class SmallState(msgspec.Struct, frozen=True):
     since_best: int = 0
     lattice: LatticeState | None = None
     serial: int = 0
+    pacing: Pacing = Pacing()
+    scalars: dict[str, float] = {}
+    rows: tuple[Row, ...] = ()
 
 
 def small_state(
@@ -117,6 +122,9 @@ def small_state(
             since_best=state.since_best,
             lattice=None if state.lattice is None else _small_lattice(state.lattice),
             serial=state.serial,
+            pacing=state.pacing,
+            scalars=dict(state.model.scalars),
+            rows=state.model.rows,
         )
     )
 
@@ -194,8 +202,9 @@ def restore(
     devices: Mapping[str, bytes],
 ) -> TaskState:
     """Put a TaskState together again."""
-    walk = {name: data for name, data in vectors.items() if _is_walk(name)}
-    arrays = {name: vector_from_bytes(data) for name, data in vectors.items() if name not in walk}
+    raw = {name: data for name, data in vectors.items() if _is_walk(name) or _is_packed(name)}
+    arrays = {name: vector_from_bytes(data) for name, data in vectors.items() if name not in raw}
+    packed = {name: data for name, data in raw.items() if _is_packed(name)}
     model = {
         name: vector
         for name, vector in arrays.items()
@@ -208,7 +217,7 @@ def restore(
     }
     return TaskState(
         epoch=Epoch(small.epoch),
-        model=State(small.version, model, small.buffered),
+        model=State(small.version, model, small.buffered, dict(small.scalars), small.rows, packed),
         cursor=EntryId.parse(small.cursor),
         spec=small.spec,
         phase=small.phase,
@@ -228,11 +237,12 @@ def restore(
         candidate=small.candidate,
         pins=dict(small.pins),
         pinned={DeviceId(k): v for k, v in small.pinned.items()},
-        lattice=_lattice(small.lattice, small.spec, arrays.get("origin"), walk),
+        lattice=_lattice(small.lattice, small.spec, arrays.get("origin"), raw),
         serial=small.serial,
         best=small.best,
         since_best=small.since_best,
         tally=small.tally,
+        pacing=small.pacing,
     )
 
 
@@ -268,6 +278,11 @@ def _is_walk(name: str) -> bool:
     return name == _KEYFRAME or is_half(name)
 
 
+def _is_packed(name: str) -> bool:
+    """Whether these bytes are the strategy's own, in its own form."""
+    return name.startswith(CACHE)
+
+
 def is_half(name: str) -> bool:
     """Whether this is a diff that waits for its second half."""
     return name.startswith(_HALF)
@@ -286,7 +301,9 @@ def changed_vectors(state: TaskState, changes: Changes) -> dict[str, bytes | Non
         walk[_KEYFRAME] = lattice.keyframe
         walk |= {f"{_HALF}{level}": diff for level, diff in lattice.halves.items()}
     return {
-        name: vector_to_bytes(living[name]) if name in living else walk.get(name)
+        name: vector_to_bytes(living[name])
+        if name in living
+        else walk.get(name, state.model.packed.get(name))
         for name in sorted(changes.vectors)
     }
 

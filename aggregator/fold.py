@@ -10,9 +10,9 @@ Here an entry finds its effect on the model; what leaves the server is decided i
 `aggregator.publishing`, half of the same fold.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
 import msgspec
 
@@ -24,7 +24,11 @@ from aggregator.admission import (
     read_header,
     without_seal,
 )
+from aggregator.carrying import begun, carried, names_of
+from aggregator.deciding import Decided, Observer, decided
+from aggregator.fairness import shares_of
 from aggregator.gate import done_because, finish_ms
+from aggregator.pacing import LATE, Pacing, paced, roused, scored
 from aggregator.publishing import Publisher, params_of
 from aggregator.state import (
     Answer,
@@ -39,8 +43,14 @@ from aggregator.state import (
     TaskState,
     origin_state,
 )
-from aggregator.strategies import Advanced, Contribution, State, Strategy, strategy_for
-from schemas.delta import Delta
+from aggregator.strategies import (
+    Advanced,
+    Contribution,
+    Refused,
+    State,
+    Strategy,
+    strategy_for,
+)
 from schemas.errors import InvariantError
 from schemas.evaluation import Evaluation, reported
 from schemas.log import (
@@ -52,6 +62,7 @@ from schemas.log import (
     EntryId,
     EpochSet,
     Evaluated,
+    Guided,
     ModelSet,
     PhaseSet,
     PinSet,
@@ -62,8 +73,10 @@ from schemas.log import (
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch
 from schemas.outcomes import FOLDED, Reason, outcome_name
+from schemas.pace import SCORE
 from schemas.params import Params, travelling
-from schemas.task import Phase, TaskSpec, gain_of, spec_from_json, spec_to_json
+from schemas.strategy import gain_of
+from schemas.task import Phase, TaskSpec, spec_from_json, spec_to_json
 from schemas.window import SeqWindow
 
 FOLD_ID: Final = "fold-1"
@@ -73,38 +86,6 @@ FOLD_ID: Final = "fold-1"
 BOOTS_MAX: Final = 64
 """Boots of one device whose settled numbers are kept: what one device can make us remember. It
 makes updates only while all that it has open is of its newest 16 lives."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """What became of one update, told to whoever watches the fold.
-
-    Attributes:
-        entry_id: of its entry.
-        device: who sent it.
-        boot: with its spool's number, and
-        seq: the update's; 0 and 0 when it could not be read.
-        base: the version it was trained from; -1 when it could not be read.
-        staleness: versions that had passed since.
-        weight: with which it was folded; 0 when it was refused.
-        outcome: FOLDED or a Reason.
-        version: that it goes into; of a refused one, the model's at that moment.
-        delta: what was folded; None when it was refused.
-    """
-
-    entry_id: EntryId
-    device: DeviceId
-    boot: Boot
-    seq: int
-    base: int
-    staleness: int
-    weight: float
-    outcome: int
-    version: int
-    delta: Delta | None
-
-
-Observer: TypeAlias = Callable[[Decided], None]
 
 
 class Fold:
@@ -127,6 +108,7 @@ class Fold:
         self._strategy: Strategy | None = None
         self._standing: Standing | None = None
         self._publisher = Publisher(self._ledger, 0)
+        self._shares = shares_of(record.folded for record in state.devices.values())
         if state.spec is not None:
             self._obey(state.spec)
 
@@ -178,6 +160,7 @@ class Fold:
         | PinSet
         | ModelSet
         | Evaluated
+        | Guided
         | ReleaseSet
         | EpochSet,
     ) -> None:
@@ -196,15 +179,35 @@ class Fold:
                 self._set_model(blob, version, ms)
             case Evaluated(version, num_examples, metrics):
                 publisher.reported(version, Evaluation(num_examples, metrics), by_server=True)
+            case Guided(_, delta):
+                self._heed(delta)
             case ReleaseSet(version, publish) if state.spec is not None:
                 back = publisher.decide(state.spec, version, ms, publish=publish)
                 self._go_back(back, ms)
             case EpochSet(epoch):
-                publisher.move_to(Epoch(epoch))
-                self._refresh()
-                if state.spec is not None:
-                    self._say_spec(state.spec)
-                self._ledger.tell(ms, "moved", epoch=epoch)
+                self._move_to(Epoch(epoch), ms)
+
+    def _heed(self, delta: bytes) -> None:
+        """Let updates be compared with this step of the server's own, if a guard is there to."""
+        spec, model = self.state.spec, self.state.model
+        if spec is None or spec.strategy.robust.guard == "none":
+            return
+        guide = params_of(delta)
+        if guide.size != model.vectors["params"].size:
+            msg = f"a guide of {guide.size} numbers for {model.vectors['params'].size}"
+            raise InvariantError(msg)
+        self.state.model = replace(model, vectors={**model.vectors, "guide": guide})
+        self.changes.vectors.add("guide")
+
+    def _move_to(self, epoch: Epoch, ms: int) -> None:
+        """Another epoch: everything that names it is said anew."""
+        state = self.state
+        self._publisher.move_to(epoch)
+        self._refresh()
+        if state.spec is not None:
+            self._say_spec(state.spec)
+        self.changes.pace |= state.pacing.said is not None
+        self._ledger.tell(ms, "moved", epoch=epoch)
 
     def next_deadline_ms(self) -> int | None:
         """When a Tick would change something, in milliseconds since 1970; None for never."""
@@ -253,13 +256,12 @@ class Fold:
             state.fixed = whole.copy()
             self.changes.vectors.add("fixed")
             state.model = State(state.model.version, {"params": travelling(spec.params, whole)})
-        if self._strategy is not None:
+        self.changes.vectors |= names_of(state.model)
+        while self._strategy is not None and state.model.buffered:
             state.model, _ = self._strategy.flush(state.model)
-        old = state.model
+        old, before = state.model, None if state.spec is None else state.spec.strategy
         strategy = strategy_for(spec.strategy, spec.params.buffers)
-        fresh = strategy.init(old.vectors["params"])
-        kept = {name: old.vectors.get(name, vector) for name, vector in fresh.vectors.items()}
-        state.model = State(old.version, kept)
+        state.model = carried(old, strategy.init(old.vectors["params"]), before, spec.strategy)
         state.buffered_ms = 0
         state.spec = spec
         state.codecs = tuple(sorted({*state.codecs, codec_id_of(spec)}))
@@ -268,7 +270,7 @@ class Fold:
         self._publisher.choose_lattice(spec, first=first)
         if strategy.views and not state.views:
             self._publisher.begin_anew()  # it mixes against published models: publish one now
-        self.changes.vectors.update(old.vectors.keys() | kept.keys())
+        self.changes.vectors |= names_of(state.model)
         self._say_spec(spec)
 
     def _check_tensors(self, spec: TaskSpec) -> None:
@@ -320,6 +322,11 @@ class Fold:
             del state.windows[sender]
             changes.senders.discard(sender)
             changes.gone_senders.add(sender)
+        if device in state.devices:
+            self._shares.forget(state.devices[device].folded)
+        if self._strategy is not None:
+            state.model, changed = self._strategy.forget(state.model, device)
+            changes.vectors |= changed
         state.devices[device] = DeviceRecord(banned=True)
         changes.devices.add(device)
         changes.answers.pop(device, None)
@@ -348,13 +355,12 @@ class Fold:
         """A new version with these parameters; buffer, momentum and later versions are void."""
         state = self.state
         assert self._strategy is not None  # noqa: S101 - there is a specification
-        old = state.model.vectors
-        fresh = self._strategy.init(params)
-        state.model = State(state.model.version + 1, fresh.vectors)
-        self.changes.vectors.update(old.keys() | fresh.vectors.keys())
+        old = state.model
+        state.model = begun(old, self._strategy.init(params))
+        self.changes.vectors |= names_of(old) | names_of(state.model)
         self._publisher.withdraw_after(version)
         state.proposed = None
-        self._advanced()
+        self._advanced(ms)
         self._ledger.tell(ms, "rolled_back", to=version)
 
     # -- arrivals --------------------------------------------------------------------------
@@ -436,13 +442,15 @@ class Fold:
         assert standing is not None  # noqa: S101 - _arrive has looked
         verdict = self._barred(record) or admit(arrived, header, standing)
         if isinstance(verdict, Rejected):
-            self._bury(entry_id, arrived, verdict, record)
-            self._observe(entry_id, arrived.device, header, int(verdict.reason))
-            return int(verdict.reason)
-        if arrived.device in self._silenced:
-            verdict = replace(verdict, scale=0.0)
+            return self._refuse(entry_id, arrived, header, verdict, record)
+        scale = self._shares.factor(record.folded, standing.spec.strategy.fairness)
+        silenced = arrived.device in self._silenced
+        verdict = replace(verdict, scale=0.0 if silenced else scale)
         into = self.state.model.version + 1
         weight = self._fold(entry_id.ms, verdict)
+        if isinstance(weight, Rejected):
+            return self._refuse(entry_id, arrived, header, weight, record)
+        self._shares.count(record.folded)
         self._observe(entry_id, arrived.device, header, FOLDED, (weight, into, verdict))
         tally = self.state.tally
         tally.folded += 1
@@ -451,6 +459,8 @@ class Fold:
         tally.payload_bytes += len(header.payload)
         tally.weight += weight
         record.folded += 1
+        if standing.spec.pace.concurrency and SCORE in header.metrics:
+            self.state.pacing = scored(self.state.pacing, header.metrics[SCORE])
         record.staleness_sum += verdict.staleness
         record.weight += weight
         record.base = max(record.base, verdict.base_version)
@@ -458,6 +468,19 @@ class Fold:
         if found is not None:
             self._publisher.reported(verdict.base_version, found, by_server=False)
         return FOLDED
+
+    def _refuse(
+        self,
+        entry_id: EntryId,
+        arrived: Arrived,
+        header: ModelUpdate,
+        rejected: Rejected,
+        record: DeviceRecord,
+    ) -> int:
+        """Bury an update and tell of it: its outcome byte."""
+        self._bury(entry_id, arrived, rejected, record)
+        self._observe(entry_id, arrived.device, header, int(rejected.reason))
+        return int(rejected.reason)
 
     def _observe(
         self,
@@ -470,26 +493,8 @@ class Fold:
         """Tell whoever watches what became of an update."""
         if self._observer is None:
             return
-        boot, seq, base = (header.boot, header.seq, header.base_version) if header else (0, 0, -1)
         now = self.state.model.version
-        weight, version, staleness, delta = 0.0, now, now - base if header else 0, None
-        if folded is not None:
-            weight, version, contribution = folded
-            staleness, delta = contribution.staleness, contribution.delta
-        self._observer(
-            Decided(
-                entry_id,
-                device,
-                Boot(boot),
-                seq,
-                base,
-                staleness,
-                weight,
-                outcome,
-                version,
-                delta,
-            )
-        )
+        self._observer(decided(entry_id, device, header, outcome, now=now, folded=folded))
 
     def _barred(self, record: DeviceRecord) -> Rejected | None:
         """Whether anything at all is taken, and from this device."""
@@ -499,24 +504,26 @@ class Fold:
             return Rejected(Reason.FINISHED, "the task is finished")
         return None
 
-    def _fold(self, ms: int, contribution: Contribution) -> float:
-        """Fold a contribution; return its weight."""
+    def _fold(self, ms: int, contribution: Contribution) -> float | Rejected:
+        """Fold a contribution; return its weight, or why the strategy does not believe it."""
         state = self.state
         assert self._strategy is not None  # noqa: S101 - set together with the standing
         views = {version: state.views[version] for version in state.bases if state.views}
         state.model, outcome = self._strategy.fold(state.model, contribution, views)
+        if isinstance(outcome, Refused):
+            return Rejected(outcome.reason, outcome.detail)
         self.changes.vectors |= outcome.changed
         if isinstance(outcome, Advanced):
-            self._advanced()
+            self._advanced(ms)
         elif not state.buffered_ms:
             state.buffered_ms = ms
         return outcome.weight
 
-    def _advanced(self) -> None:
+    def _advanced(self, ms: int) -> None:
         state = self.state
-        state.buffered_ms = 0
+        state.buffered_ms = ms if state.model.buffered else 0  # a row may wait for its turn
         assert state.spec is not None  # noqa: S101 - nothing folds before a specification
-        oldest = state.model.version - state.spec.strategy.max_staleness
+        oldest = state.model.version - state.spec.strategy.staleness_bound
         newest = max(state.bases, default=0)
         for version in [v for v in state.bases if v < oldest and v != newest]:
             del state.bases[version]
@@ -550,7 +557,28 @@ class Fold:
         state.model, outcome = self._strategy.flush(state.model)
         if isinstance(outcome, Advanced):
             self.changes.vectors |= outcome.changed
-            self._advanced()
+            self._advanced(ms)
+            state.pacing = roused(state.pacing)
+
+    def _pace(self, spec: TaskSpec) -> None:
+        """After a publication: is another share of the fleet to train?"""
+        state, before = self.state, self.state.pacing
+        if not spec.pace.concurrency:
+            fresh = Pacing()
+        elif state.published is None or state.published.version == before.version:
+            return
+        else:
+            tally = state.tally
+            fresh = paced(
+                before,
+                spec,
+                version=state.published.version,
+                folded=tally.folded,
+                staleness=tally.staleness_sum,
+                late=tally.rejected.get(LATE, 0),
+            )
+        state.pacing = fresh
+        self.changes.pace |= fresh.said != before.said
 
     def _pass_time(self, ms: int) -> None:
         """After every entry: publish or judge what is due, and see whether the task is done."""
@@ -561,6 +589,7 @@ class Fold:
         if back is not None:
             self._go_back(back, ms)
             self._publisher.step(spec, ms)
+        self._pace(spec)
         if state.phase == "running" and (why := done_because(spec.finish, state, ms)):
             self._enter("finished", ms, why)
             if state.model.version != state.proposed and state.candidate is None:

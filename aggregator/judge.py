@@ -3,27 +3,51 @@
 It works beside the fold, never in it: what it finds is written into the log, and counts from there
 on. One version at a time: what everybody has, then what waits to be compared with it. One that was
 overtaken meanwhile is left out.
+
+Where [strategy.robust].guard asks for the server's own step, it also trains: from the version that
+everybody has, on a root data set of its own. An evaluator that can do so has a method
+`guide(tensors) -> tensors`, and is given copies that it may train in place.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import isfinite
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aggregator.publishing import params_of
 from aggregator.state import Release, TaskState
 from aggregator.store import TaskStore
 from schemas.errors import ConfigError
 from schemas.evaluation import Evaluation
-from schemas.log import Evaluated
+from schemas.log import Evaluated, Guided
 from schemas.names import TaskName
-from schemas.params import Params, ParamSpec, unflatten
+from schemas.params import Params, ParamSpec, flatten, travelling, unflatten
+from schemas.task import TaskSpec
 
 log = logging.getLogger("fedmq.aggregator")
 
 Evaluate: TypeAlias = Callable[[Mapping[str, Params]], Evaluation]
 """Named tensors, float32 -> what they are worth."""
+
+Guide: TypeAlias = Callable[[dict[str, Params]], Mapping[str, NDArray[np.generic]]]
+"""Named tensors, float32 -> the same after training on the server's root data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guiding:
+    """An evaluator that the server's own step can be asked of, too."""
+
+    evaluate: Evaluate
+    guide: Guide
+
+    def __call__(self, tensors: Mapping[str, Params]) -> Evaluation:
+        """Measure, like any evaluator."""
+        return self.evaluate(tensors)
 
 
 class Judge:
@@ -33,7 +57,10 @@ class Judge:
         self._task = task
         self._store = store
         self._evaluate = evaluate
+        self._guide = evaluate.guide if isinstance(evaluate, Guiding) else None
         self._wanted: list[tuple[Release, ParamSpec]] = []
+        self._to_guide: tuple[Release, TaskSpec] | None = None
+        self._guided: tuple[int, TaskSpec] | None = None
         self._wake = asyncio.Event()
         self._tried: set[int] = set()
 
@@ -49,6 +76,11 @@ class Judge:
             for release in both
             if not release.judgement.server_examples and release.version not in self._tried
         ]
+        last, spec = state.published, state.spec
+        self._to_guide = None
+        if last is not None and spec.strategy.robust.guard != "none":
+            fresh = self._guided != (last.version, spec)
+            self._to_guide = (last, spec) if fresh else None
         self._wake.set()
 
     async def run(self) -> None:
@@ -60,6 +92,24 @@ class Judge:
                 release, spec = self._wanted.pop(0)
                 self._tried.add(release.version)
                 await self._measure(self._evaluate, release, spec)
+            if self._guide is not None and self._to_guide is not None:
+                (base, task), self._to_guide = self._to_guide, None
+                self._guided = (base.version, task)
+                await self._train(self._guide, base, task.params)
+
+    async def _train(self, guide: Guide, base: Release, spec: ParamSpec) -> None:
+        blob = await self._store.blob(base.params_blob)
+        if blob is None:
+            return
+        try:
+            delta = await asyncio.to_thread(_step, guide, spec, params_of(blob))
+        except Exception as exc:  # the user's code must not stop the fold
+            where = None if isinstance(exc, ValueError | ConfigError) else exc
+            told = "guide_failed task=%s version=%d error=%s"
+            log.log(logging.ERROR, told, self._task, base.version, exc, exc_info=where)
+            return
+        log.info("guided task=%s version=%d", self._task, base.version)
+        await self._store.append(Guided(base.version, delta.astype("<f4").tobytes()))
 
     async def _measure(self, evaluate: Evaluate, release: Release, spec: ParamSpec) -> None:
         blob = await self._store.blob(release.params_blob)
@@ -84,3 +134,12 @@ def _checked(evaluate: Evaluate, tensors: Mapping[str, Params]) -> Evaluation:
         raise ValueError(msg)
     plain = {str(name): float(value) for name, value in found.metrics.items()}
     return Evaluation(int(found.num_examples), plain)
+
+
+def _step(guide: Guide, spec: ParamSpec, base: Params) -> Params:
+    trained = flatten(spec, guide(unflatten(spec, base.copy())))
+    delta = travelling(spec, trained) - travelling(spec, base)
+    if not np.isfinite(delta).all():
+        msg = "the guide found NaN or infinity"
+        raise ValueError(msg)
+    return delta

@@ -27,7 +27,7 @@ from lifetimes.together import end, finished, together
 from redis_session.connection import connect, failovers, reached
 from redis_session.lease import fresh_token
 from schemas.keys import TASKS, TaskKeys
-from schemas.log import Arrived, Body, Entry, ModelSet, Tick
+from schemas.log import Arrived, Body, Entry, Guided, ModelSet, Tick
 from schemas.names import TaskName, task_name
 
 log = logging.getLogger("fedmq.aggregator")
@@ -294,7 +294,7 @@ def _next_count(entries: Sequence[Entry], count: int) -> int:
 
 def _bytes(body: Body) -> int:
     match body:
-        case Arrived(data=data) | ModelSet(params=data):
+        case Arrived(data=data) | ModelSet(params=data) | Guided(delta=data):
             return len(data)
     return 64
 

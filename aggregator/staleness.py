@@ -14,7 +14,7 @@ libraries' `pow` may differ in the last bit of a float64, and float32 hides it.
 from collections.abc import Callable
 from typing import TypeAlias
 
-from schemas.task import StalenessOptions
+from schemas.strategy import StalenessOptions
 
 StalenessWeight: TypeAlias = Callable[[int], float]
 """Staleness s >= 0 -> weight in (0, 1]."""
@@ -35,9 +35,11 @@ def hinge(a: float, b: float) -> StalenessWeight:
     return lambda staleness: 1.0 if staleness <= b else 1.0 / (a * (staleness - b) + 1.0)
 
 
-def staleness_weight(options: StalenessOptions) -> StalenessWeight:
-    """The weight that a task asks for."""
+def staleness_weight(options: StalenessOptions, paper: StalenessWeight) -> StalenessWeight:
+    """The weight that a task asks for; `paper`: that of its strategy's paper."""
     match options.kind:
+        case "paper":
+            return paper
         case "constant":
             return constant()
         case "polynomial":

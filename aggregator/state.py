@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from aggregator.pacing import Pacing
 from aggregator.strategies import State
 from schemas.evaluation import Judgement
 from schemas.lattice import LEVELS, Ints
@@ -206,6 +207,7 @@ class Changes:
         renamed: blobs that were kept under another name -> under which they are from now on.
         model: whether the manifest for everybody is another one.
         candidate: whether the manifest for canary devices is another one.
+        pace: whether the hint of how many are to train is another one.
         pins: devices that are held at a version, or no longer (None).
         erased: devices of which nothing may be left.
         allowed: devices that were banned until now: their receipt says so, and is cleared.
@@ -225,6 +227,7 @@ class Changes:
     renamed: dict[str, str] = field(default_factory=dict)
     model: bool = False
     candidate: bool = False
+    pace: bool = False
     pins: dict[DeviceId, int | None] = field(default_factory=dict)
     erased: set[DeviceId] = field(default_factory=set)
     allowed: set[DeviceId] = field(default_factory=set)
@@ -266,6 +269,7 @@ class TaskState:
         serial: of the next publication on a lattice.
         best: the best figure of [finish].metric so far; `since_best`: published versions since.
         tally: the counters.
+        pacing: how many are to train at once.
     """
 
     epoch: Epoch
@@ -294,6 +298,7 @@ class TaskState:
     best: float | None = None
     since_best: int = 0
     tally: Tally = field(default_factory=Tally)
+    pacing: Pacing = field(default_factory=Pacing)
 
     @property
     def published(self) -> Release | None:

@@ -354,7 +354,7 @@ def _literal(text: str) -> str:
 
 def _farewell(small: SmallState | None, devices: set[DeviceId]) -> list[Record]:
     """Clear every retained topic of a task, the manifest first: nobody begins to fetch."""
-    everywhere = ("model", "candidate", "spec", "versions", "metrics", "busy")
+    everywhere = ("model", "candidate", "spec", "versions", "metrics", "busy", "pace")
     records: list[Record] = [Say(suffix, b"", retain=True) for suffix in everywhere]
     for device in sorted(devices):
         own = (f"receipt/{device}", f"state/{device}", f"model/{device}")

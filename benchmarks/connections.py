@@ -60,7 +60,8 @@ from schemas.log import SpecSet
 from schemas.names import DeviceId, TaskName
 from schemas.outcomes import FOLDED
 from schemas.params import ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import PublishOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.topics import DEFAULT_PREFIX, TaskTopics
 from schemas.watch import DeviceState
 from schemas.window import is_settled

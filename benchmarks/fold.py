@@ -32,7 +32,8 @@ from schemas.log import Arrived, Entry, EntryId, SpecSet
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import PublishOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.wire import decode_update, encode_update
 
 SIZE: Final = 1_000_000

@@ -47,7 +47,8 @@ from schemas.keys import TaskKeys
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import PublishOptions, StrategyOptions, TaskSpec
+from schemas.strategy import StrategyOptions
+from schemas.task import PublishOptions, TaskSpec
 from schemas.topics import DEFAULT_PREFIX, TaskTopics
 from schemas.window import is_settled
 from schemas.wire import decode_receipt, encode_update

@@ -35,13 +35,8 @@ from fedmq.simulator.radio import Train
 from schemas.codecs import CodecOptions
 from schemas.initial import initial_params, mlp_shapes
 from schemas.params import Params, ParamSpec, TensorSpec, unflatten
-from schemas.task import (
-    InitOptions,
-    PublishOptions,
-    StalenessOptions,
-    StrategyOptions,
-    TaskSpec,
-)
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import InitOptions, PublishOptions, TaskSpec
 
 DEVICES: Final = 20
 PARAMS: Final = ParamSpec(

@@ -41,7 +41,8 @@ from schemas.log import Arrived, Entry, EntryId, SpecSet, from_fields, to_fields
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.params import ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.wire import encode_update
 from tests import servers
 

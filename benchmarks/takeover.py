@@ -38,7 +38,8 @@ from schemas.keys import AGGREGATORS, TaskKeys
 from schemas.log import Arrived, to_fields
 from schemas.names import DeviceId, TaskName, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import StrategyOptions, TaskSpec
+from schemas.strategy import StrategyOptions
+from schemas.task import TaskSpec
 from tests.servers import HOST, redis_server
 
 TASK: Final = TaskName("bench")

@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from schemas.asking import AskArray, ReplyArray
+from schemas.pace import PaceHint
 from schemas.task import TaskSpec
 from schemas.watch import Aired, Busy, DeviceState, Event, Metrics, Versions
 from schemas.wire import ManifestArray, ReceiptArray, UpdateArray
@@ -87,6 +88,14 @@ CHANNELS: Final = (
         "server",
         "devices",
         "Devices should send less for a while; empty: as usual.",
+    ),
+    Channel(
+        "pace",
+        "pace",
+        PaceHint,
+        "server",
+        "devices",
+        "Which share of the fleet is to train on a model; empty: everybody.",
     ),
     Channel(
         "update",

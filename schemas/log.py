@@ -1,8 +1,8 @@
 """The entries of a task's log: the only thing the fold depends on.
 
 Written by the bridge (arrivals), by the `fedmq` command (what people decide) and by the aggregator
-(ticks, evaluations); read by the fold. A Redis stream entry is a flat map of bytes; time is the
-entry's id.
+(ticks, evaluations, guides); read by the fold. A Redis stream entry is a flat map of bytes; time is
+the entry's id.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import msgspec
 
 from schemas.errors import InvariantError
 from schemas.names import DeviceId
+from schemas.params import MAX_PARAMS
 from schemas.task import Phase
 
 HEAD_BYTES: Final = 4096
@@ -113,6 +114,17 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Guided:
+    """The server has trained itself, from a published version, on a small data set of its own.
+
+    `delta` is little-endian float32: what travels of `w_trained - w_version`.
+    """
+
+    version: int
+    delta: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseSet:
     """People decide about the version that waits: everybody gets it, or nobody."""
 
@@ -137,6 +149,7 @@ Body: TypeAlias = (
     | PinSet
     | ModelSet
     | Evaluated
+    | Guided
     | ReleaseSet
     | EpochSet
 )
@@ -174,8 +187,9 @@ def to_fields(body: Body) -> dict[bytes, bytes]:
             return {b"k": b"spec", b"p": json}
         case Tick():
             return {b"k": b"tick"}
-        case ModelSet(params, version):
-            return {b"k": b"model", b"v": str(version).encode(), b"p": params}
+        case ModelSet(data, version) | Guided(version, data):
+            kind = b"model" if isinstance(body, ModelSet) else b"guide"
+            return {b"k": kind, b"v": str(version).encode(), b"p": data}
         case Evaluated():
             return {b"k": b"eval", b"p": msgspec.json.encode(body)}
         case _:
@@ -194,8 +208,9 @@ def from_fields(fields: Mapping[bytes, bytes]) -> Body:
             return SpecSet(fields[b"p"])
         case b"tick":
             return Tick()
-        case b"model":
-            return ModelSet(fields[b"p"], int(fields[b"v"]))
+        case b"model" | b"guide" as kind:
+            version, data = int(fields[b"v"]), fields[b"p"]
+            return ModelSet(data, version) if kind == b"model" else _guided(version, data)
         case b"eval":
             return msgspec.json.decode(fields[b"p"], type=Evaluated)
         case kind if kind in _COMMANDS:
@@ -203,3 +218,10 @@ def from_fields(fields: Mapping[bytes, bytes]) -> Body:
         case kind:
             msg = f"the log holds an entry of kind {kind!r}, which this version cannot fold"
             raise InvariantError(msg)
+
+
+def _guided(version: int, delta: bytes) -> Guided:
+    if version < 0 or not delta or len(delta) % 4 or len(delta) > 4 * MAX_PARAMS:
+        msg = f"the log holds a guide of {len(delta)} bytes for version {version}"
+        raise InvariantError(msg)
+    return Guided(version, delta)

@@ -33,6 +33,7 @@ class Reason(IntEnum):
     BANNED = 33  # the operator takes nothing from this device
     FINISHED = 34  # the task is finished: its model no longer changes
     CORRUPT = 35  # its checksum is missing or wrong: nothing in it is believed, nothing is settled
+    OUTLIER = 36  # too long, or at odds with what the server has found itself
 
 
 def outcome_name(code: int) -> str:

@@ -16,14 +16,18 @@ from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.evaluation import Better
 from schemas.lattice import check_step
+from schemas.pace import PaceOptions
 from schemas.params import ParamSpec
 from schemas.seal import SEAL_BYTES
+from schemas.strategy import (
+    Count,
+    NonNegative,
+    Positive,
+    StrategyOptions,
+    check_strategy,
+)
 from schemas.uplink import SHORT_HEADER_MAX, read_uplink
 
-Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1)]
 ShareOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Metric: TypeAlias = Annotated[str, msgspec.Meta(max_length=31)]
 Uplink: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
@@ -40,6 +44,7 @@ UNDERSTOOD: Final = ("kinds", "when", "checksum", "uplink", "lattice")
 _FOR_DEVICES: Final = (
     "params",
     "train",
+    "pace",
     "codec",
     "limits",
     "evaluate",
@@ -59,48 +64,29 @@ SPEC_BYTES_MAX: Final = 1 << 20
 """The largest TaskSpec that is read, in bytes of JSON."""
 
 
-class StalenessOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[strategy.staleness]`: the staleness weight and its parameters (FedAsync, section 5.2).
+class PersonalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[train.personal]`: what a device makes of the global model for itself, and never sends.
 
     Attributes:
-        kind: `constant` 1, `polynomial` (1 + s)^-a, or `hinge` 1 up to b and 1 / (a (s - b) + 1)
-            beyond, where s is the staleness in versions.
-        a: how fast the weight falls.
-        b: the staleness at which the hinge begins to fall.
+        method: `none`; `finetune`: after a round it trains the global model on for itself; `ditto`:
+            it keeps a model of its own that the global one pulls at (Li et al., ICML 2021). A body
+            that is shared below a head that is not (FedPer, FedRep) is a matter of the tensors'
+            kinds: give the head kind `local`.
+        head: names of the tensors that `finetune` trains; none: all of them. With `head_epochs` a
+            device names the `local` tensors here for its trainer.
+        epochs: passes over the local data.
+        learning_rate: of these passes; 0: that of [train].
+        pull: ditto's lambda.
+        head_epochs: FedRep: so many passes with only the `local` tensors moving, before [train]'s
+            passes with only the others moving; 0: all move together (FedPer).
     """
 
-    kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
-    a: Positive = 0.5
-    b: NonNegative = 4.0
-
-
-class StrategyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[strategy]`: how updates become versions.
-
-    Attributes:
-        name: the rule: `fedbuff` folds K updates at once, `fedasync` mixes each one in.
-        buffer_size: FedBuff's K.
-        server_lr: FedBuff's eta_g.
-        momentum: FedBuff's server momentum beta.
-        alpha: FedAsync's mixing rate.
-        staleness: the staleness weight.
-        max_staleness: an update staler than this many versions is refused.
-        views: FedAsync keeps this many published models; an older base is refused.
-        flush_after_s: a buffer that has waited so long is folded in part; 0 never does.
-        examples_unit: 0 makes num_examples weigh nothing; otherwise an update weighs
-            min(num_examples, examples_unit) / examples_unit of its staleness weight.
-    """
-
-    name: Literal["fedbuff", "fedasync"] = "fedbuff"
-    buffer_size: Count = 10
-    server_lr: Positive = 1.0
-    momentum: Annotated[float, msgspec.Meta(ge=0, le=0.9999)] = 0.0
-    alpha: Share = 0.6
-    staleness: StalenessOptions = StalenessOptions()
-    max_staleness: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 64
-    views: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
-    flush_after_s: NonNegative = 60.0
-    examples_unit: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    method: Literal["none", "finetune", "ditto"] = "none"
+    head: tuple[str, ...] = ()
+    epochs: Count = 1
+    learning_rate: NonNegative = 0.0
+    pull: NonNegative = 0.3
+    head_epochs: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 
 class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,6 +101,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds: a round ends after the step in which so many seconds have passed; 0: no bound.
         joules: a round's energy; a device turns it into seconds by its own `watts`; 0: no bound.
         when: what must hold on a device before it trains.
+        personal: what it makes of the model for itself.
         options: whatever else a custom trainer understands.
     """
 
@@ -126,6 +113,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: NonNegative = 0.0
     joules: NonNegative = 0.0
     when: Conditions = Conditions()
+    personal: PersonalOptions = PersonalOptions()
     options: dict[str, Option] = {}
 
 
@@ -257,6 +245,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: ParamSpec
     strategy: StrategyOptions = StrategyOptions()
     train: TrainOptions = TrainOptions()
+    pace: PaceOptions = PaceOptions()
     codec: CodecOptions = CodecOptions()
     publish: PublishOptions = PublishOptions()
     limits: LimitOptions = LimitOptions()
@@ -286,6 +275,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: ParamSpec | None = None
     strategy: StrategyOptions = StrategyOptions()
     train: TrainOptions = TrainOptions()
+    pace: PaceOptions = PaceOptions()
     codec: CodecOptions = CodecOptions()
     publish: PublishOptions = PublishOptions()
     limits: LimitOptions = LimitOptions()
@@ -307,6 +297,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 params=params,
                 strategy=self.strategy,
                 train=self.train,
+                pace=self.pace,
                 codec=self.codec,
                 publish=self.publish,
                 limits=self.limits,
@@ -369,13 +360,15 @@ def read_task_file(text: str) -> TaskFile:
 
 def checked_spec(spec: TaskSpec) -> TaskSpec:
     """Check what the types alone cannot. Raises ConfigError."""
-    codec_by_name(spec.codec.name)
     _check_uplink(spec)
+    check_strategy(spec.strategy, sparse=codec_by_name(spec.codec.name).sparse)
     check_step(spec.publish.step)
+    _check_personal(spec)
     if not 0 < spec.codec.density <= 1:
         raise ConfigError("codec.density", "must be above 0 and at most 1")
-    if spec.publish.every > max(1, spec.strategy.max_staleness):
-        remedy = "must not exceed strategy.max_staleness: every update would be too stale"
+    if spec.publish.every > max(1, spec.strategy.staleness_bound):
+        bound = "1 in rounds" if spec.strategy.synchronous else "strategy.max_staleness"
+        remedy = f"must not exceed {bound}: every update would be too stale"
         raise ConfigError("publish.every", remedy)
     for name, value in spec.train.options.items():
         if isinstance(value, float) and not isfinite(value):
@@ -384,6 +377,25 @@ def checked_spec(spec: TaskSpec) -> TaskSpec:
         remedy = 'must be above 0: with gate.by = "devices" somebody must try a version first'
         raise ConfigError("gate.canary", remedy)
     return msgspec.structs.replace(spec, needs=_needs(spec))
+
+
+def _check_personal(spec: TaskSpec) -> None:
+    """What a device makes of the model for itself must be possible with these tensors."""
+    personal, table = spec.train.personal, "train.personal"
+    kinds = {tensor.name: tensor.kind for tensor in spec.params.tensors}
+    unknown = sorted(set(personal.head) - kinds.keys())
+    if unknown:
+        known = ", ".join(sorted(kinds))
+        raise ConfigError(f"{table}.head", f"{unknown[0]!r} is no tensor; there are {known}")
+    if personal.head and personal.method != "finetune":
+        remedy = 'goes unheard without method = "finetune"; with head_epochs the kinds tell'
+        raise ConfigError(f"{table}.head", remedy)
+    if personal.head_epochs and personal.method != "none":
+        remedy = f'is a way of its own: leave it out, or method = "{personal.method}"'
+        raise ConfigError(f"{table}.head_epochs", remedy)
+    if personal.head_epochs and not {"local", "trained"} <= set(kinds.values()):
+        remedy = "needs tensors of both kinds: `local` ones, and `trained` ones that all share"
+        raise ConfigError(f"{table}.head_epochs", remedy)
 
 
 def _check_uplink(spec: TaskSpec) -> None:
@@ -399,15 +411,6 @@ def _check_uplink(spec: TaskSpec) -> None:
     if 0 < budget < least:
         remedy = f'codec.name = "{spec.codec.name}" needs {least} B here; "sq" fits any budget'
         raise ConfigError("uplink", f"{spec.uplink!r} is too small: {remedy}")
-
-
-def gain_of(strategy: StrategyOptions) -> float:
-    """By how much a fresh update moves the model in all: eta / ((1 - beta) K); FedAsync: alpha."""
-    match strategy.name:
-        case "fedbuff":
-            return strategy.server_lr / ((1.0 - strategy.momentum) * strategy.buffer_size)
-        case "fedasync":
-            return strategy.alpha
 
 
 def _needs(spec: TaskSpec) -> tuple[str, ...]:

@@ -53,6 +53,11 @@ class TaskTopics:
         """Retained Busy: devices should send less for a while; empty: as usual."""
         return self.at("busy")
 
+    @property
+    def pace(self) -> str:
+        """Retained PaceHint: which share of the fleet is to train; empty: everybody."""
+        return self.at("pace")
+
     def pin(self, device: DeviceId) -> str:
         """Retained Manifest of the version that one device is held at."""
         return self.at(f"model/{device}")

@@ -15,7 +15,7 @@ from edge_agent.compressor import compress
 from schemas.codecs import Ask, Codec, CodecOptions, codec_by_name
 from schemas.delta import Delta
 from schemas.params import Params
-from schemas.task import StalenessOptions, StrategyOptions, gain_of
+from schemas.strategy import StalenessOptions, StrategyOptions, gain_of
 
 EVERY = 25
 """Uploads between two evaluations."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aggregator.judge import Evaluate
+from aggregator.judge import Evaluate, Guide, Guiding
 from aggregator.service import serve as serve_aggregator
 from aggregator.settings import AggregatorSettings, JudgeSettings
 from broker.bridge import serve as serve_bridge
@@ -118,7 +118,8 @@ def aggregator(
     should run with appendfsync always, or Receipts promise less. Table [aggregator].
 
     With --evaluate every version is measured before people and [gate] judge it; the class has one
-    method, evaluate(tensors) -> Evaluation. Built in: edge_agent.trainers:HeldOut.
+    method, evaluate(tensors) -> Evaluation. Built in: edge_agent.trainers:HeldOut. For a guard
+    (strategy.robust.guard) it also has guide(tensors) -> tensors: one round on the server's data.
 
     Start several: they share the tasks, and when one dies or freezes another takes over. With
     --archive nothing leaves the log before it is there; fedmq replay folds it again.
@@ -147,7 +148,8 @@ def _evaluate_of(judge: JudgeSettings) -> Evaluate:
     evaluate: Evaluate | None = getattr(evaluator, "evaluate", None)
     if evaluate is None:
         raise ConfigError("evaluate", f"{judge.evaluator} has no method evaluate(tensors)")
-    return evaluate
+    guide: Guide | None = getattr(evaluator, "guide", None)
+    return evaluate if guide is None else Guiding(evaluate, guide)
 
 
 def _judges(named: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, object]]:

@@ -31,14 +31,8 @@ from schemas.codecs import CodecOptions
 from schemas.initial import initial_params, mlp_shapes
 from schemas.names import TaskName
 from schemas.params import ParamSpec, TensorSpec, unflatten
-from schemas.task import (
-    InitOptions,
-    PublishOptions,
-    StrategyOptions,
-    TaskSpec,
-    TrainOptions,
-    checked_spec,
-)
+from schemas.strategy import StrategyOptions
+from schemas.task import InitOptions, PublishOptions, TaskSpec, TrainOptions, checked_spec
 
 TASK: Final = TaskName("digits")
 HIDDEN: Final = 64

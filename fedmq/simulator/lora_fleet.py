@@ -32,7 +32,8 @@ from schemas.log import Arrived, Entry, EntryId, SpecSet, Tick
 from schemas.names import Epoch, ModelVersion, shard_of
 from schemas.params import Params
 from schemas.short import carried
-from schemas.task import TaskSpec, gain_of, spec_to_json
+from schemas.strategy import gain_of
+from schemas.task import TaskSpec, spec_to_json
 
 DAY_S: Final = 86_400.0
 EPOCH: Final = Epoch(1)

@@ -78,6 +78,7 @@ class Codec:
         name: what a task's specification calls it.
         error_feedback: what is not sent is kept as a residual and added to the next delta; what
             becomes of it when an update is refused stands in docs/decisions/0017.
+        sparse: it leaves coordinates out: of two updates few are in both.
         encode: see `Encode`.
         least_bytes: size -> the shortest payload that `encode` can be held to.
         decode: see `Decode`. Does not check for NaN: admission does, for every codec alike.
@@ -86,6 +87,7 @@ class Codec:
     codec_id: int
     name: str
     error_feedback: bool
+    sparse: bool
     encode: Encode
     decode: Decode
     least_bytes: Callable[[int], int]

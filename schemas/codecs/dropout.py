@@ -77,6 +77,7 @@ DROPOUT: Final = Codec(
     codec_id=9,
     name="dropout",
     error_feedback=False,
+    sparse=True,
     encode=_encode,
     decode=_decode,
     least_bytes=lambda _size: _LEAST,

@@ -218,6 +218,7 @@ EDEN: Final = Codec(
     codec_id=8,
     name="eden",
     error_feedback=False,
+    sparse=False,
     encode=_encode,
     decode=_decode,
     least_bytes=_least_bytes,

@@ -35,6 +35,7 @@ FLOAT16: Final = Codec(
     codec_id=3,
     name="float16",
     error_feedback=False,
+    sparse=False,
     encode=_encode,
     decode=_decode,
     least_bytes=_least_bytes,

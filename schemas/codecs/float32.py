@@ -31,6 +31,7 @@ FLOAT32: Final = Codec(
     codec_id=0,
     name="float32",
     error_feedback=False,
+    sparse=False,
     encode=_encode,
     decode=_decode,
     least_bytes=_least_bytes,

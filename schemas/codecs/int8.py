@@ -95,6 +95,7 @@ INT8: Final = Codec(
     codec_id=4,
     name="int8",
     error_feedback=False,
+    sparse=False,
     encode=_encode,
     decode=_decode,
     least_bytes=length,

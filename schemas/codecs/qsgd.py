@@ -219,6 +219,7 @@ QSGD: Final = Codec(
     codec_id=7,
     name="qsgd",
     error_feedback=False,
+    sparse=True,
     encode=_encode,
     decode=_decode,
     least_bytes=lambda _size: _LEAST,

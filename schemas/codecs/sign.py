@@ -50,6 +50,7 @@ SIGN: Final = Codec(
     codec_id=6,
     name="sign",
     error_feedback=True,
+    sparse=False,
     encode=_encode,
     decode=_decode,
     least_bytes=_least_bytes,

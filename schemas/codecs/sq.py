@@ -142,6 +142,7 @@ SQ: Final = Codec(
     codec_id=2,
     name="sq",
     error_feedback=False,
+    sparse=True,
     encode=_encode,
     decode=_decode,
     least_bytes=gaps.least_bytes,

@@ -76,6 +76,7 @@ STC: Final = Codec(
     codec_id=5,
     name="stc",
     error_feedback=True,
+    sparse=True,
     encode=_encode,
     decode=_decode,
     least_bytes=gaps.least_bytes,

@@ -126,6 +126,7 @@ TOPK_INT8: Final = Codec(
     codec_id=1,
     name="topk_int8",
     error_feedback=True,
+    sparse=True,
     encode=_encode,
     decode=_decode,
     least_bytes=_least_bytes,

@@ -20,7 +20,8 @@ from schemas.log import Arrived, Entry, EntryId, SpecSet, Tick
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.wire import encode_update
 
 SMALL = 1003  # no multiple of any vector's width

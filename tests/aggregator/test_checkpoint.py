@@ -117,3 +117,11 @@ def test_a_sender_survives_its_text(device, boot):
 
 def test_a_sender_is_device_and_boot_in_hexadecimal():
     assert sender_to_text((DEVICE, BOOT)) == "d/00000007"
+
+
+def test_a_checkpoint_from_before_there_were_rows_and_numbers_is_read():
+    tables = msgspec.json.decode(small_state(busy_world().state, ()))
+    assert tables.pop("scalars") == {}
+    assert tables.pop("rows") == []
+    small = read_small_state(msgspec.json.encode(tables))
+    assert (small.scalars, small.rows) == ({}, ())

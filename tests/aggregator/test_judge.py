@@ -9,17 +9,19 @@ import pytest
 import servers
 from redis.asyncio import Redis
 
+from aggregator.judge import Guiding
 from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.tasks import append_entry, create_task, last_commit
 from redis_session.connection import connect
 from schemas.codecs import Ask, CodecOptions, codec_by_name
 from schemas.evaluation import Evaluation
-from schemas.log import Arrived, Tick
+from schemas.log import Arrived, Guided, Tick, from_fields
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import GateOptions, StalenessOptions, StrategyOptions, TaskSpec, checked_spec
+from schemas.strategy import RobustOptions, StalenessOptions, StrategyOptions
+from schemas.task import GateOptions, TaskSpec, checked_spec
 from schemas.wire import encode_update
 
 TASK, DEVICE = TaskName("judged"), DeviceId("d")
@@ -125,3 +127,31 @@ async def test_a_judge_that_fails_at_one_version_goes_on_with_the_next(redis) ->
     await judged(redis, judge, {0: "published", 1: "published"}, asked=1.0)
     await send(redis, 2)
     await judged(redis, judge, dict.fromkeys(range(3), "published"), asked=2.0)
+
+
+async def test_where_a_guard_asks_for_it_the_server_trains_from_what_it_has_published(
+    redis,
+) -> None:
+    strategy = msgspec.structs.replace(SPEC.strategy, robust=RobustOptions(guard="zeno++"))
+    spec = msgspec.structs.replace(SPEC, strategy=strategy)
+    await create_task(redis, TASK, spec, np.zeros(2, np.float32), epoch=1)
+    port = redis.connection_pool.connection_kwargs["port"]
+    settings = AggregatorSettings(redis_url=f"redis://{servers.HOST}:{port}/0")
+    serving = asyncio.create_task(serve(settings, evaluators={TASK: Guiding(Height(), up_by_two)}))
+    guides: list[object] = []
+    try:
+        async with asyncio.timeout(20):
+            while not guides:
+                await asyncio.sleep(0.02)
+                entries = await redis.xrange(f"fedmq:{{{TASK}}}:log")
+                guides = [from_fields(each) for _, each in entries if each[b"k"] == b"guide"]
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    assert guides == [Guided(0, np.full(2, 2, "<f4").tobytes())]
+
+
+def up_by_two(tensors: dict[str, Params]) -> Mapping[str, Params]:
+    """Trains in place, as users do."""
+    tensors["w"] += 2
+    return tensors

@@ -28,7 +28,8 @@ from schemas.log import (
 )
 from schemas.names import DeviceId
 from schemas.outcomes import FOLDED, Reason
-from schemas.task import GateOptions, PublishOptions, StalenessOptions
+from schemas.strategy import StalenessOptions
+from schemas.task import GateOptions, PublishOptions
 from tests.aggregator.world import EPOCH, START_MS, World, arrived, make_spec, ramp, vector
 from tests.laws import LEAN
 

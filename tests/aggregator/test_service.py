@@ -22,7 +22,8 @@ from schemas.log import Arrived, to_fields
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.params import ParamSpec, TensorSpec, base_digest
-from schemas.task import StrategyOptions, TaskSpec
+from schemas.strategy import StrategyOptions
+from schemas.task import TaskSpec
 from schemas.wire import encode_update
 from tests.aggregator.world import EPOCH, World
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from laws import LEAN
 
 from aggregator.staleness import constant, hinge, polynomial, staleness_weight
-from schemas.task import StalenessOptions
+from schemas.strategy import StalenessOptions
 
 BY_HAND = [
     (StalenessOptions("constant"), {0: 1.0, 1: 1.0, 64: 1.0, 65_535: 1.0}),
@@ -33,19 +33,19 @@ OPTIONS = st.builds(
     ids=[f"{o.kind}-a{o.a:g}-b{o.b:g}-s{s}" for o, s, _ in CASES],
 )
 def test_the_weight_is_the_one_computed_by_hand(options, staleness, weight):
-    assert staleness_weight(options)(staleness) == pytest.approx(weight, rel=1e-15)
+    assert staleness_weight(options, constant())(staleness) == pytest.approx(weight, rel=1e-15)
 
 
 @LEAN
 @given(options=OPTIONS)
 def test_a_fresh_update_weighs_exactly_1(options):
-    assert staleness_weight(options)(0) == 1.0
+    assert staleness_weight(options, constant())(0) == 1.0
 
 
 @LEAN
 @given(options=OPTIONS, staleness=st.integers(0, 65_534))
 def test_the_weight_never_increases_with_staleness_and_stays_between_0_and_1(options, staleness):
-    weigh = staleness_weight(options)
+    weigh = staleness_weight(options, constant())
     younger, older = weigh(staleness), weigh(staleness + 1)
     assert 0 <= older <= younger <= 1
     assert type(younger) is type(older) is float
@@ -58,12 +58,13 @@ def test_every_kind_takes_its_own_parameters(staleness):
         ("polynomial", polynomial(0.7)),
         ("hinge", hinge(0.7, 3.0)),
     ):
-        asked = staleness_weight(StalenessOptions(kind, a=0.7, b=3.0))
+        asked = staleness_weight(StalenessOptions(kind, a=0.7, b=3.0), constant())
         assert asked(staleness) == plain(staleness)
 
 
-def test_the_default_is_the_weight_of_fedbuff():
-    assert staleness_weight(StalenessOptions())(3) == 0.5
+def test_the_default_is_the_weight_of_the_strategy_s_own_paper():
+    assert staleness_weight(StalenessOptions(), polynomial(0.5))(3) == 0.5
+    assert staleness_weight(StalenessOptions(), constant())(3) == 1.0
 
 
 def test_a_fresh_update_does_not_weigh_one_half():

@@ -23,6 +23,7 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest, model_digest
 from schemas.seal import sealed
+from schemas.strategy import StalenessOptions, StrategyOptions, gain_of
 from schemas.task import (
     EvaluateOptions,
     FinishOptions,
@@ -30,10 +31,7 @@ from schemas.task import (
     InitOptions,
     LimitOptions,
     PublishOptions,
-    StalenessOptions,
-    StrategyOptions,
     TaskSpec,
-    gain_of,
     spec_to_json,
 )
 from schemas.wire import encode_update
@@ -216,6 +214,7 @@ def image(state: TaskState) -> dict[str, object]:
     return {
         "small": msgspec.json.decode(small_state(state, ())),
         "vectors": {name: v.tobytes() for name, v in state.model.vectors.items()},
+        "packed": dict(state.model.packed),
         "views": {version: v.tobytes() for version, v in state.views.items()},
         "windows": dict(state.windows),
         "bases": list(state.bases.items()),

@@ -23,14 +23,8 @@ from schemas.outcomes import FOLDED, Reason
 from schemas.params import Params, ParamSpec, TensorSpec
 from schemas.seal import sealed
 from schemas.short import carried, over_the_air
-from schemas.task import (
-    CodecOptions,
-    StrategyOptions,
-    TaskSpec,
-    checked_spec,
-    device_spec_from_json,
-    spec_to_json,
-)
+from schemas.strategy import StrategyOptions
+from schemas.task import CodecOptions, TaskSpec, checked_spec, device_spec_from_json, spec_to_json
 from schemas.wire import decode_update, encode_update
 
 SIZE = 9610

@@ -23,7 +23,8 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.outcomes import FOLDED
 from schemas.params import ParamSpec, TensorSpec, base_digest, model_digest, unflatten
-from schemas.task import CodecOptions, LimitOptions, StalenessOptions, StrategyOptions, TaskSpec
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import CodecOptions, LimitOptions, TaskSpec
 from schemas.window import SeqWindow
 from schemas.wire import encode_update
 

@@ -29,7 +29,8 @@ from schemas.messages import ModelUpdate, Receipt
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.outcomes import FOLDED
 from schemas.params import ParamSpec, TensorSpec, base_digest, model_digest
-from schemas.task import CodecOptions, StalenessOptions, StrategyOptions, TaskSpec
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import CodecOptions, TaskSpec
 from schemas.wire import decode_receipt, encode_update
 
 TASK = TaskName("watched")

@@ -27,14 +27,8 @@ from redis_session.connection import connect
 from schemas.initial import initial_params
 from schemas.names import TaskName
 from schemas.params import ParamSpec, TensorSpec, unflatten
-from schemas.task import (
-    CodecOptions,
-    InitOptions,
-    PublishOptions,
-    StrategyOptions,
-    TaskSpec,
-    checked_spec,
-)
+from schemas.strategy import StrategyOptions
+from schemas.task import CodecOptions, InitOptions, PublishOptions, TaskSpec, checked_spec
 from schemas.wire import decode_manifest
 
 TASK, SEED = TaskName("walks"), InitOptions(seed=11)

@@ -32,7 +32,8 @@ from schemas.codecs.sq import SQ
 from schemas.log import Entry, EntryId, PhaseSet, SpecSet
 from schemas.names import Epoch, TaskName
 from schemas.params import Params, ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.topics import DEFAULT_PREFIX, TaskTopics
 from schemas.wire import encode_manifest
 

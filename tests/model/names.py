@@ -12,7 +12,8 @@ from schemas.codecs import CodecOptions
 from schemas.log import SpecSet
 from schemas.names import Epoch, TaskName
 from schemas.params import ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec, spec_to_json
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import PublishOptions, TaskSpec, spec_to_json
 from schemas.topics import TaskTopics
 
 PREFIX: Final = "fedmq/v1"

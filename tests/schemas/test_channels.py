@@ -18,6 +18,7 @@ BUILT = {
     "model": TOPICS.model,
     "candidate": TOPICS.candidate,
     "busy": TOPICS.busy,
+    "pace": TOPICS.pace,
     "pin": TOPICS.pin(DEVICE),
     "chunk": TOPICS.chunk("k1-7", 3),
     "update": TOPICS.up(DEVICE),

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from laws import LEAN, NAMES
 
 from schemas.errors import InvariantError
-from schemas.log import Arrived, EntryId, SpecSet, Tick, from_fields, to_fields
+from schemas.log import Arrived, EntryId, Guided, SpecSet, Tick, from_fields, to_fields
 
 ARRIVALS = st.builds(
     lambda device, shard, data, more: Arrived(device, shard, data, len(data) + more),
@@ -13,7 +13,10 @@ ARRIVALS = st.builds(
     st.binary(max_size=80),
     st.just(0) | st.integers(1, 1 << 31),
 )
-BODIES = ARRIVALS | st.builds(SpecSet, st.binary(max_size=80)) | st.builds(Tick)
+GUIDES = st.builds(
+    Guided, st.integers(0, 2**32), st.binary(min_size=1, max_size=20).map(lambda part: 4 * part)
+)
+BODIES = ARRIVALS | st.builds(SpecSet, st.binary(max_size=80)) | st.builds(Tick) | GUIDES
 IDS = st.builds(EntryId, st.integers(0, 2**48), st.integers(0, 2**64 - 1))
 
 
@@ -35,6 +38,12 @@ def test_the_fields_that_older_logs_hold_are_still_read():
 def test_an_entry_that_this_version_cannot_fold_stops_it(fields):
     with pytest.raises(InvariantError, match="cannot fold"):
         from_fields(fields)
+
+
+@pytest.mark.parametrize(("version", "delta"), [(b"-1", bytes(4)), (b"0", b""), (b"0", bytes(7))])
+def test_a_guide_that_is_no_vector_of_a_version_stops_the_fold(version, delta):
+    with pytest.raises(InvariantError, match="a guide of"):
+        from_fields({b"k": b"guide", b"v": version, b"p": delta})
 
 
 @LEAN

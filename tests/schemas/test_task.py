@@ -9,12 +9,12 @@ from laws import LEAN
 from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec, TensorSpec
+from schemas.strategy import StrategyOptions
 from schemas.task import (
     SPEC_BYTES_MAX,
     InitOptions,
     LimitOptions,
     PublishOptions,
-    StrategyOptions,
     TaskFile,
     TaskSpec,
     TrainOptions,

@@ -21,7 +21,7 @@ CODEC_IDS: Final = range(10)
 """All that there are: an update in one that its task has not asked for is `wrong_codec`."""
 
 
-_FOR_DEVICES: Final = {"train", "evaluate", "phase", "needs", "uplink", "gain", "init"}
+_FOR_DEVICES: Final = {"train", "pace", "evaluate", "phase", "needs", "uplink", "gain", "init"}
 """What is passed over: the log's own entries tell the phase, and no reports are judged here."""
 
 _KNOWN: Final[dict[str, dict[str, Any]]] = {
@@ -37,6 +37,12 @@ _KNOWN: Final[dict[str, dict[str, Any]]] = {
         "views": 16,
         "flush_after_s": 60.0,
         "examples_unit": 0,
+        "divide_by": "buffer_size",
+        "fairness": 0.0,
+        "fleet_size": 0,
+        "contributions_max": 1,
+        "adam": {},
+        "robust": {},
     },
     "codec": {"name": "sq", "density": 0.05, "checksum": False},
     "publish": {
@@ -71,7 +77,27 @@ _KNOWN: Final[dict[str, dict[str, Any]]] = {
 }
 """Every field that the fold knows, with its default (docs/wire.md, section 8)."""
 
-_STALENESS: Final[dict[str, Any]] = {"kind": "polynomial", "a": 0.5, "b": 4.0}
+_STALENESS: Final[dict[str, Any]] = {"kind": "paper", "a": 0.5, "b": 4.0}
+
+_ROBUST: Final[dict[str, Any]] = {
+    "max_norm": 0.0,
+    "guard": "none",
+    "guard_radius": 1.5,
+    "zeno_rho": 0.002,
+    "zeno_slack": 0.1,
+    "clip": "none",
+    "clip_norm": 0.0,
+    "mix": "none",
+    "rule": "mean",
+    "byzantine": 0,
+    "rounds": 8,
+}
+
+_PLAIN: Final = {
+    "strategy.robust": ("max_norm", "guard", "clip", "mix", "rule"),
+    "strategy": ("divide_by", "fairness", "contributions_max"),
+}
+"""What must be as it is by default: the rest of the table then means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +175,18 @@ def read_orders(data: bytes) -> Orders:
         raise NotCovered(f"strategy {strategy['name']!r}")
     if codec["name"] not in CODECS:
         raise NotCovered(f"codec {codec['name']!r}")
+    if staleness["kind"] == "paper":
+        staleness |= {"kind": "polynomial", "a": 0.5}
     if staleness["kind"] not in {"constant", "polynomial", "hinge"}:
         raise NotCovered(f"staleness {staleness['kind']!r}")
+    robust = _complete("strategy.robust", strategy["robust"], _ROBUST)
+    for table, found, known in (
+        ("strategy", strategy, _KNOWN["strategy"]),
+        ("strategy.robust", robust, _ROBUST),
+    ):
+        for name in _PLAIN[table]:
+            if found[name] != known[name]:
+                raise NotCovered(f"{table}.{name} = {found[name]!r}")
     if tables["gate"]["metric"] or tables["gate"]["canary"]:
         raise NotCovered("a gate")
     if finish["metric"]:

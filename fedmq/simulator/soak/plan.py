@@ -9,12 +9,11 @@ from schemas.codecs import CodecOptions, codec_by_name
 from schemas.errors import ConfigError
 from schemas.names import TaskName
 from schemas.params import ParamSpec, TensorSpec
+from schemas.strategy import StalenessOptions, StrategyOptions
 from schemas.task import (
     InitOptions,
     LimitOptions,
     PublishOptions,
-    StalenessOptions,
-    StrategyOptions,
     TaskSpec,
     TrainOptions,
     checked_spec,

@@ -9,7 +9,7 @@ from laws import LEAN, generator
 from aggregator.staleness import constant, hinge, polynomial
 from aggregator.strategies import Advanced, Contribution, Unchanged, fedasync, strategy_for
 from schemas.delta import BLOCK, Dense, Sparse, to_dense
-from schemas.task import StalenessOptions, StrategyOptions
+from schemas.strategy import StalenessOptions, StrategyOptions
 
 F32 = np.float32
 WEIGHTS = {"constant": constant(), "polynomial": polynomial(0.5), "hinge": hinge(2.0, 1.0)}

@@ -18,7 +18,7 @@ from aggregator.strategies import (
     strategy_for,
 )
 from schemas.delta import BLOCK, Dense, Sparse, to_dense
-from schemas.task import StalenessOptions, StrategyOptions
+from schemas.strategy import StalenessOptions, StrategyOptions
 
 F32 = np.float32
 WEIGHTS = {"constant": constant(), "polynomial": polynomial(0.5), "hinge": hinge(10.0, 4.0)}

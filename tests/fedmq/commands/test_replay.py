@@ -28,7 +28,8 @@ from schemas.log import Arrived, Body, ModelSet, to_fields
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, ModelVersion, Seq, TaskName, shard_of
 from schemas.params import ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import PublishOptions, TaskSpec
 from schemas.wire import encode_update
 
 SIZE = 4

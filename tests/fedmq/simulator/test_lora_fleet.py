@@ -9,7 +9,8 @@ from fedmq.simulator.lora_fleet import Air, Fleet
 from fedmq.simulator.radio import Train
 from schemas.codecs import CodecOptions
 from schemas.params import Params, ParamSpec, TensorSpec
-from schemas.task import PublishOptions, StalenessOptions, StrategyOptions, TaskSpec
+from schemas.strategy import StalenessOptions, StrategyOptions
+from schemas.task import PublishOptions, TaskSpec
 
 PARAMS = ParamSpec((TensorSpec("W", (30, 8)), TensorSpec("b", (8,))))
 DEVICES = 4

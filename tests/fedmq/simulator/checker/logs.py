@@ -27,14 +27,8 @@ from schemas.log import (
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, shard_of
 from schemas.short import carried, over_the_air
-from schemas.task import (
-    FinishOptions,
-    LimitOptions,
-    PublishOptions,
-    StalenessOptions,
-    TaskSpec,
-    spec_to_json,
-)
+from schemas.strategy import StalenessOptions
+from schemas.task import FinishOptions, LimitOptions, PublishOptions, TaskSpec, spec_to_json
 from schemas.wire import decode_update, encode_manifest, encode_update
 from tests.aggregator.world import EPOCH, SIZE, World, encoded, make_spec, ramp, vector
 

@@ -22,14 +22,8 @@ from schemas.log import (
 from schemas.names import Boot
 from schemas.outcomes import outcome_name
 from schemas.params import ParamSpec, TensorSpec
-from schemas.task import (
-    FinishOptions,
-    GateOptions,
-    LimitOptions,
-    PublishOptions,
-    StalenessOptions,
-    spec_to_json,
-)
+from schemas.strategy import StalenessOptions
+from schemas.task import FinishOptions, GateOptions, LimitOptions, PublishOptions, spec_to_json
 from tests.aggregator.world import EPOCH, World, arrived, make_spec
 from tests.fedmq.simulator.checker.logs import DEVICES, RandomLog, Recorder, seal
 

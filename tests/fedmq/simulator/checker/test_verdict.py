@@ -12,12 +12,13 @@ from fedmq.simulator.checker import fold, judge
 from schemas.log import Arrived, Tick
 from schemas.names import Boot
 from schemas.outcomes import FOLDED
-from schemas.task import StalenessOptions
+from schemas.strategy import StalenessOptions
 from schemas.window import SeqWindow
 from tests.aggregator.world import EPOCH, make_spec, ramp
 from tests.fedmq.simulator.checker.logs import DEVICES, RandomLog, Recorder
 
-FEDBUFF = import_module("aggregator.strategies.fedbuff")
+SUM = import_module("aggregator.strategies.running_sum")
+SGD = import_module("aggregator.strategies.sgd")
 DEVICE = DEVICES[0]
 FIFTH = 5
 
@@ -105,14 +106,14 @@ def dedup_by_highest(monkeypatch):
 def staleness_off_by_one(monkeypatch):
     right = aggregator.strategies.staleness_weight
 
-    def wrong(options):
-        return lambda stale: right(options)(stale + 1)
+    def wrong(options, paper):
+        return lambda stale: right(options, paper)(stale + 1)
 
     monkeypatch.setattr(aggregator.strategies, "staleness_weight", wrong)
 
 
 def divided_by_the_sum_of_weights(monkeypatch):
-    add, step, weights = FEDBUFF.add_scaled, FEDBUFF._step, []
+    add, step, weights = SUM.add_scaled, SGD._step, []
 
     def noted(total, delta, weight):
         weights.append(weight)
@@ -122,8 +123,8 @@ def divided_by_the_sum_of_weights(monkeypatch):
         step(*vectors, size=size.dtype.type(sum(weights)), **rates)
         weights.clear()
 
-    monkeypatch.setattr(FEDBUFF, "add_scaled", noted)
-    monkeypatch.setattr(FEDBUFF, "_step", wrong)
+    monkeypatch.setattr(SUM, "add_scaled", noted)
+    monkeypatch.setattr(SGD, "_step", wrong)
 
 
 def on_the_fifth_update(monkeypatch, name, wrong):
