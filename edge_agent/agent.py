@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,9 +24,10 @@ import numpy as np
 
 from edge_agent import disk
 from edge_agent.allowance import told
-from edge_agent.conditions.looking import Unmet, looking
+from edge_agent.conditions.looking import Unmet, looking, readings_of
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import read_only, with_local
+from edge_agent.pacing import Pacer
 from edge_agent.rounds import Adopted, Entropy, OnCreated, Round, Rounds, entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import DiskFull, Spool
@@ -37,6 +39,7 @@ from schemas.errors import ConfigError
 from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Seq, TaskName, device_id, task_name
+from schemas.pace import Facts
 from schemas.params import Params, model_digest
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics, checked_prefix
@@ -112,12 +115,15 @@ class Agent:
         self._news = asyncio.Event()
         self._spec: TaskSpec | None = None
         self._model: Adopted | None = None
+        self._pacer = Pacer(self._device)
+        self._readings = readings_of(settings, trainer)
         self._rounds = Rounds(
             trainer,
             self._spool,
             entropy=entropy or entropy_of(settings.seed),
             watts=settings.watts,
             on_created=on_created,
+            pacer=self._pacer,
         )
         self._draining = False
         self._failures = 0
@@ -325,6 +331,8 @@ class Agent:
             await self._save_up(held_s)
         elif unmet := await self._times_are_bad(spec):
             await self._wait_for_better_times(unmet)
+        elif waits_s := await self._waits_s(model, spec):
+            await self._rest("not drawn for this model", waits_s)
         else:
             self._resting = ""
             await self._train_on(model, spec)
@@ -378,6 +386,16 @@ class Agent:
         if why != self._resting:
             log.info("not_training: %s", why)
         await self._rest(why, self._settings.conditions_every_s)
+
+    async def _waits_s(self, model: Adopted, spec: TaskSpec) -> float:
+        """How long until the device draws again whether it trains; 0: it does."""
+        if not spec.pace.concurrency:
+            return 0.0
+        now = await asyncio.to_thread(self._readings)
+        folded = self._spool.created - self._spool.superseded
+        facts = Facts(now.battery, now.unmetered, self._link.left_share, folded=folded)
+        self._pacer.hint = self._link.hint
+        return self._pacer.waits_s(spec.pace, model.base, monotonic(), facts)
 
     def _may_replace(self, seq: Seq, spec: TaskSpec) -> bool:
         """Whether an update is still unsent, and there is a number for what replaces it."""

@@ -2,6 +2,8 @@
 
 Where a task bounds what goes up (`uplink`) an update has the short header, and metrics only as long
 as they are no burden: with a bound on messages, when the header with them takes a quarter at most.
+What a regional server has merged keeps the long header, for the short one cannot say of how many
+devices it is; of its metrics the same is true.
 """
 
 from dataclasses import replace
@@ -22,6 +24,8 @@ def headed(update: ModelUpdate, spec: TaskSpec) -> ModelUpdate:
     """The same update as the task wants it told: with all that it holds, or short."""
     if not spec.uplink or (update.metrics and _bears_metrics(update, spec)):
         return update
+    if update.contributions != 1 or update.weight != 1.0:
+        return replace(update, metrics={})
     return replace(update, spec_digest=None, metrics={})
 
 

@@ -31,6 +31,7 @@ from schemas.errors import ConfigError, WireError
 from schemas.messages import Receipt
 from schemas.names import Boot, DeviceId, Seq, in_canary
 from schemas.outcomes import FOLDED, Reason, outcome_name
+from schemas.pace import PaceHint
 from schemas.seal import SEAL_BYTES, opened, sealed
 from schemas.task import TaskSpec, device_spec_from_json
 from schemas.topics import TaskTopics
@@ -96,6 +97,15 @@ class Link:
         self._restraint = Restraint(rng)
         self._wake_sender = asyncio.Event()
         self._banned_at: float | None = None
+        self.hint: PaceHint | None = None
+
+    @property
+    def left_share(self) -> float | None:
+        """The share of a day's bytes that is left; None: nothing is bounded, or known."""
+        left = self._left
+        if not self._daily or left.level is None:
+            return None
+        return min(1.0, max(0.0, (left.until(self._daily, monotonic()).level or 0.0) / self._daily))
 
     @property
     def barred_s(self) -> float:
@@ -173,6 +183,7 @@ class Link:
         self._fetcher.begin(canary=canary)
         self._restraint = Restraint(self._rng)
         own = [topics.busy, topics.pin(self._device), topics.receipt(self._device), topics.spec]
+        own.append(topics.pace)
         await session.subscribe([*own, self._fetcher.channel_topic], qos=1)
         await self._say_state(session, online=True)
         self.online = True
@@ -205,6 +216,8 @@ class Link:
             await self._settle(payload)
         elif message.topic == topics.busy:
             self._hear_busy(payload)
+        elif message.topic == topics.pace:
+            await self._hear_pace(payload)
         elif not payload:
             return  # a retained topic was cleared
         elif message.topic == topics.spec:
@@ -236,6 +249,14 @@ class Link:
             log.info("server_busy why=%s pause_s=%.1f", busy.why, busy.pause_s)
         self._restraint.hear(busy, monotonic())
         self._wake_sender.set()
+
+    async def _hear_pace(self, payload: bytes) -> None:
+        """Which share of the fleet is to train; it holds until another word, offline too."""
+        try:
+            self.hint = msgspec.json.decode(payload, type=PaceHint) if payload else None
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise WireError(Reason.MALFORMED, str(exc)) from exc
+        await self._on_news()
 
     async def _settle(self, payload: bytes) -> None:
         if not payload:  # cleared: whatever was held against this device is over

@@ -7,10 +7,12 @@ local             this device's own, from the spool; begins as the task's
 
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.params import Params, ParamSpec, flatten, unflatten
+from schemas.task import TrainOptions
 
 
 def with_local(spec: ParamSpec, params: Params, local: Mapping[str, bytes]) -> Params:
@@ -42,6 +44,18 @@ def read_only(spec: ParamSpec, params: Params) -> dict[str, Params]:
     for view in tensors.values():
         view.flags.writeable = False
     return tensors
+
+
+def told_local(spec: ParamSpec, options: TrainOptions) -> TrainOptions:
+    """The options with the `local` tensors named, where `head_epochs` moves them by themselves.
+
+    A trainer is given tensors without their kinds; `personal.head` is where it is told.
+    """
+    if not options.personal.head_epochs:
+        return options
+    names = tuple(tensor.name for tensor in spec.tensors if tensor.kind == "local")
+    personal = msgspec.structs.replace(options.personal, head=names)
+    return msgspec.structs.replace(options, personal=personal)
 
 
 def answered(spec: ParamSpec, base: Params, tensors: Mapping[str, NDArray[np.generic]]) -> Params:

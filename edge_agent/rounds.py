@@ -5,6 +5,7 @@ Everything here runs in a worker thread; what survives is on the disk before it 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from edge_agent.compressor import compress
 from edge_agent.conditions.budget import seconds_of
 from edge_agent.header import headed, payload_bytes
-from edge_agent.local_model import answered, local_bytes, read_only, with_local
+from edge_agent.local_model import answered, local_bytes, read_only, told_local, with_local
+from edge_agent.pacing import Pacer
 from edge_agent.spool import Base, Spool
 from edge_agent.trainer import Evaluator, Trainer, TrainResult
 from schemas.codecs import Ask, codec_by_name
@@ -20,7 +22,7 @@ from schemas.evaluation import marked
 from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, Seq
 from schemas.params import Params, base_digest, travelling
-from schemas.task import TaskSpec
+from schemas.task import TaskSpec, TrainOptions
 from schemas.wire import encode_update
 
 OnCreated: TypeAlias = Callable[[Boot, Seq, Seq | None, bytes], None]
@@ -83,6 +85,7 @@ class Rounds:
         entropy: the generator for the n-th round of training on this disk.
         watts: what the device draws while it trains; 0: not known.
         on_created: see OnCreated.
+        pacer: for how many steps it trains; None: as [train] says.
     """
 
     def __init__(
@@ -93,12 +96,14 @@ class Rounds:
         entropy: Entropy,
         watts: float,
         on_created: OnCreated,
+        pacer: Pacer | None = None,
     ) -> None:
         self._trainer = trainer
         self._spool = spool
         self._entropy = entropy
         self._watts = watts
         self._on_created = on_created
+        self._pacer = pacer or Pacer("")
         self._begun = spool.created
 
     def one(self, model: Adopted, spec: TaskSpec, state: Round) -> Round:
@@ -121,7 +126,10 @@ class Rounds:
         start = with_local(spec.params, state.params, self._spool.local())
         tensors = read_only(spec.params, start)
         found = self._evaluated(spec, tensors) if not state.number else state.found
-        result = self._trainer.train(tensors, seconds_of(spec.train, self._watts), rng)
+        asked = told_local(spec.params, self._asked(spec))
+        began = monotonic()
+        result = self._trainer.train(tensors, asked, rng)
+        self._pacer.trained(asked, result, monotonic() - began)
         params = answered(spec.params, model.params, result.tensors)
         while True:
             made = self._spool_update(
@@ -133,6 +141,10 @@ class Rounds:
                 return Round(params, state.number + 1, seq, found)
             if state.seq is not None and not self._spool.is_unsent(self._spool.boot, state.seq):
                 return state  # the round before was sent while this one ran: it stays alone
+
+    def _asked(self, spec: TaskSpec) -> TrainOptions:
+        """What the trainer is asked for, by this device's watts and its speed."""
+        return self._pacer.asked(spec.pace, seconds_of(spec.train, self._watts))
 
     def _evaluated(self, spec: TaskSpec, tensors: Mapping[str, Params]) -> dict[str, float]:
         """What the trainer finds of the global model, as metrics of the update."""
@@ -154,7 +166,8 @@ class Rounds:
     ) -> tuple[Seq, bytes] | None:
         """Encode by what is left behind and make the update; None when either is no longer so."""
         codec = codec_by_name(spec.codec.name)
-        room = METRICS_MAX - len(found)
+        own = self._pacer.metrics(spec.pace)
+        room = METRICS_MAX - len(found) - len(own)
         update = headed(
             ModelUpdate(
                 epoch=model.manifest.epoch,
@@ -166,7 +179,9 @@ class Rounds:
                 codec=codec.codec_id,
                 num_examples=result.num_examples,
                 payload=b"",
-                metrics=dict(list(result.metrics.items())[:room]) | dict(found),
+                contributions=result.contributions,
+                weight=result.weight,
+                metrics=dict(list(result.metrics.items())[: max(0, room)]) | own | dict(found),
             ),
             spec,
         )

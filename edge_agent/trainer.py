@@ -19,11 +19,26 @@ class TrainResult:
         tensors: the new parameters, by the names and shapes that came in, any real dtype.
         num_examples: examples in one local epoch, at least 1.
         metrics: what is worth telling the server, at most 16 finite floats; not the data.
+        contributions: of how many devices this is made: 1, but of a regional server, whose model
+            has moved by the mean of so many weighted deltas.
+        weight: their mean weight, above 0 and at most 1; a float32 travels.
+
+    Raises:
+        ValueError: contributions or weight out of range.
     """
 
     tensors: Mapping[str, NDArray[np.generic]]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    contributions: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what the server could not fold."""
+        if not 1 <= self.contributions < 1 << 32:
+            raise ValueError(f"contributions are {self.contributions}: at least 1 is needed")
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"weight is {self.weight}: choose above 0 and at most 1")
 
 
 class Trainer(Protocol):
@@ -33,6 +48,9 @@ class Trainer(Protocol):
     own configuration, then `train` for every round, in a worker thread. Two more methods are
     asked for when they are there: `evaluate` (see `Evaluator`) and `new_samples() -> int`, the
     number of examples that have come since the last training.
+
+    What `options.personal` asks for is a trainer's own affair: only what `train` returns is sent.
+    The built-in ones obey it, and give what came of it to whoever made them (`personal`).
     """
 
     def train(

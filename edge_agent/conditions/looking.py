@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from edge_agent.conditions.providers import usual
-from edge_agent.conditions.readings import unmet
+from edge_agent.conditions.readings import Provider, Readings, unmet
 from edge_agent.importing import imported
 from edge_agent.settings import AgentSettings
 from schemas.conditions import Conditions
@@ -33,5 +33,21 @@ def looking(settings: AgentSettings, trainer: object) -> Unmet:
         except Exception as exc:  # noqa: BLE001 - user's code; the sentence goes to the log
             return [f"the device cannot be looked at: {type(exc).__name__}: {exc}"]
         return list(dict.fromkeys([*unmet(asked, now), *unmet(settings.when, now)]))
+
+    return look
+
+
+def readings_of(settings: AgentSettings, trainer: object) -> Provider:
+    """What the device is like, for its score; nothing where it cannot be looked at."""
+    function = imported("provider", settings.provider) if settings.provider else None
+    provider = usual(trainer, function)
+
+    def look() -> Readings:
+        try:
+            return provider()
+        except ConfigError:
+            raise
+        except Exception:  # noqa: BLE001 - user's code; a score is no reason not to train
+            return Readings()
 
     return look

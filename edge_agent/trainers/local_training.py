@@ -1,9 +1,11 @@
 """One round of local training of a network: named tensors in, a TrainResult out.
 
-What both built-in trainers do, once they know the names of their layers.
+What both built-in trainers do, once they know the names of their layers. What they make of the
+model for the device alone is in `edge_agent.trainers.personal`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import isfinite
 from time import monotonic
 
@@ -16,6 +18,13 @@ from edge_agent.trainers.evaluation import accuracy, cross_entropy
 from edge_agent.trainers.examples import Examples, split
 from edge_agent.trainers.layers import LayerNames, Tensors, check_layers
 from edge_agent.trainers.network import gradients
+from edge_agent.trainers.personal import (
+    BEYOND,
+    Personal,
+    members,
+    personal_descent,
+    personalised,
+)
 from edge_agent.trainers.sgd import Enough, Gradient, descend, descent_of
 from schemas.delta import peak
 from schemas.evaluation import Evaluation
@@ -34,20 +43,33 @@ def train_network(
 ) -> TrainResult:
     """Train, and measure the loss before and after and the accuracy after on the same examples.
 
+    With `options.personal.head_epochs` as FedRep does (Collins et al., "Exploiting Shared
+    Representations for Personalized Federated Learning", ICML 2021, arXiv 2102.07078, Algorithm
+    1): first the head h, which is this device's own, then the body phi below it, which is shared:
+
+        h   <- h - eta grad_h F(phi, h)        head_epochs times over the examples
+        phi <- phi - eta grad_phi F(phi, h)    as [train] says
+
+    `options.personal.head` names the head. A bound on steps holds for each of the two.
+
     Raises:
         ValueError: the tensors do not fit the examples, an option is bad, or training diverged.
     """
     check_layers(tensors, names, examples.features.shape[1], int(examples.labels.max()))
-    how = descent_of(options)
+    how, count = descent_of(options), len(examples)
     spec = spec_of(tensors)
-    start = flatten(spec, tensors)
+    start, still = flatten(spec, tensors), None
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, once
         gradient = gradient_on(spec, names, examples)
-        end = descend(start, gradient, len(examples), how, rng, enough=enough)
+        if options.personal.head_epochs:
+            still = members(spec, options.personal.head)
+            own = replace(personal_descent(options), epochs=options.personal.head_epochs)
+            start = descend(start, gradient, count, own, rng, enough=enough, still=~still)
+        end = descend(start, gradient, count, how, rng, enough=enough, still=still)
         metrics = _metrics(tensors, unflatten(spec, end), examples)
     if not (isfinite(peak(end)) and all(map(isfinite, metrics.values()))):
         raise ValueError("training diverged: lower train.learning_rate")
-    return TrainResult(unflatten(spec, end), len(examples), metrics)
+    return TrainResult(unflatten(spec, end), count, metrics)
 
 
 def gradient_on(spec: ParamSpec, names: LayerNames, examples: Examples) -> Gradient:
@@ -110,6 +132,7 @@ class LocalTrainer:
         examples = examples_of(features, labels, data)
         self._examples, self._held_out = split(examples, holdout)
         self._clock = clock
+        self._personal: Personal | None = None
 
     def train(
         self,
@@ -117,13 +140,56 @@ class LocalTrainer:
         options: TrainOptions,
         rng: "np.random.Generator",
     ) -> TrainResult:
-        """See `Trainer.train`. `options.options`: momentum, weight_decay, prox."""
+        """See `Trainer.train`. `options.options`: momentum, weight_decay, prox.
+
+        What is returned does not depend on `options.personal.method`: the personal model is made
+        afterwards, with randomness of its own, in as many steps as the round may have and in what
+        is left of its seconds. One step of it is always made.
+        """
         enough = budget(options, self._clock)
         names = self.layers(tensors)
-        return train_network(names, self._examples, tensors, options, rng, enough=enough)
+        result = train_network(names, self._examples, tensors, options, rng, enough=enough)
+        self._personal = self._personalised(names, tensors, options, rng, enough)
+        return result
+
+    def _personalised(
+        self,
+        names: LayerNames,
+        tensors: Mapping[str, NDArray[np.float32]],
+        options: TrainOptions,
+        rng: "np.random.Generator",
+        enough: Enough,
+    ) -> Personal | None:
+        """This round's personal model. Raises ValueError."""
+        if options.personal.method == "none":
+            return None
+        spec, count = spec_of(tensors), len(self._examples)
+        gradient = gradient_on(spec, names, self._examples)
+        start, (own,) = Personal(spec, flatten(spec, tensors)), rng.spawn(1)
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, once
+            found = personalised(
+                start, self._personal, gradient, count, options, rng=own, enough=enough
+            )
+        if found is not None and not isfinite(peak(found.params)):
+            raise ValueError(BEYOND)
+        return found
+
+    def personal(self) -> Mapping[str, NDArray[np.float32]] | None:
+        """A copy of the personal model, by names and shapes as the task's; it is never sent.
+
+        None before the first round and where the task asks for none. With FedPer and FedRep the
+        adopted model has this device's own tensors in it: there is no other. A trainer that is
+        made again begins anew.
+        """
+        mine = self._personal
+        return None if mine is None else unflatten(mine.spec, mine.params.copy())
 
     def evaluate(self, tensors: Mapping[str, NDArray[np.float32]]) -> Evaluation | None:
-        """See `Evaluator.evaluate`: loss and accuracy on what is held out."""
+        """See `Evaluator.evaluate`: loss and accuracy on what is held out.
+
+        Where there is a personal model `personal_loss` and `personal_accuracy` are its own: as the
+        last round has left it, which began from an older model than this one.
+        """
         examples = self._held_out
         if examples is None:
             return None
@@ -131,6 +197,10 @@ class LocalTrainer:
         check_layers(tensors, names, examples.features.shape[1], int(examples.labels.max()))
         x, y = examples.features, examples.labels
         found = {"loss": cross_entropy(tensors, x, y), "accuracy": accuracy(tensors, x, y)}
+        mine = self.personal()
+        if mine is not None and spec_of(mine) == spec_of(tensors):
+            found["personal_loss"] = cross_entropy(mine, x, y)
+            found["personal_accuracy"] = accuracy(mine, x, y)
         return Evaluation(len(examples), found)
 
     def layers(self, tensors: Tensors) -> LayerNames:

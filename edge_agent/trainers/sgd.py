@@ -4,8 +4,9 @@
     v <- momentum v + g
     w <- w - learning_rate v
 
-`prox` is the mu of Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020,
-arXiv 1812.06127, equation 2; w_in are the parameters that came in. Knows nothing of networks.
+Where parameters stand `still`, g is 0. `prox` is the mu of Li et al., "Federated Optimization in
+Heterogeneous Networks", MLSys 2020, arXiv 1812.06127, equation 2; w_in are the parameters that came
+in, or those that are given as `towards`. Knows nothing of networks.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,11 +78,24 @@ def descend(
     rng: "np.random.Generator",
     *,
     enough: Enough = lambda _steps: False,
+    towards: Params | None = None,
+    still: NDArray[np.bool_] | None = None,
 ) -> Params:
     """Go down from `start` over `count` examples; returns a fresh vector.
 
     At least one step is made, and none after `enough` has said so.
+
+    Args:
+        start: float32, shape (size,); not written to.
+        gradient: of a batch's mean loss.
+        count: examples there are.
+        how: the options.
+        rng: shuffles the examples.
+        enough: when to stop early.
+        towards: where `prox` pulls, shape (size,); None: to `start`.
+        still: which parameters do not move, shape (size,); None: all move.
     """
+    centre = start if towards is None else towards
     params, velocity = start.copy(), np.zeros_like(start)
     steps = 0
     for _ in range(how.epochs):
@@ -90,7 +104,9 @@ def descend(
                 return params
             steps += 1
             slope = gradient(params, rows)
-            slope += how.weight_decay * params + how.prox * (params - start)
+            slope += how.weight_decay * params + how.prox * (params - centre)
+            if still is not None:
+                slope[still] = 0
             velocity *= how.momentum
             velocity += slope
             params -= how.learning_rate * velocity
