@@ -1,0 +1,36 @@
+"""Read a fleet file: a TOML file with the tables of `fleet`."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fedmq.simulator.virtual.fleet import FleetFile, Progress, checked_fleet
+from schemas.errors import ConfigError
+from schemas.task import convert
+
+
+def read_fleet(path: Path) -> FleetFile:
+    """Read a fleet file; paths in it are seen from where it lies. Raises ConfigError."""
+    tables = _tables(path)
+    if isinstance(tables.get("task"), str):
+        tables["task"] = _tables(path.parent / tables["task"])
+    fleet = checked_fleet(convert(tables, FleetFile))
+    if not fleet.availability.trace:
+        return fleet
+    trace = str(path.parent / fleet.availability.trace)
+    there = msgspec.structs.replace(fleet.availability, trace=trace)
+    return msgspec.structs.replace(fleet, availability=there)
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(str(path), f"cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(path), f"is not TOML: {exc}") from exc
+
+
+__all__ = ["FleetFile", "Progress", "checked_fleet", "read_fleet"]

@@ -1,0 +1,1 @@
+"""What a simulated fleet learns: its data, how it is dealt, how it trains, and who cheats."""
