@@ -192,7 +192,8 @@ class Observer:
         held = self._held_out
         progress.accuracy = accuracy(tensors, held.features, held.labels)
         self.points.append((progress.bytes_up, progress.accuracy))
-        self._note("version", version=self._seen, accuracy=progress.accuracy)
+        folded = progress.status.get("updates_folded", 0)
+        self._note("version", version=self._seen, accuracy=progress.accuracy, folded=folded)
 
     def _weigh(self) -> None:
         traffic = [device.link.traffic for device in self._devices]

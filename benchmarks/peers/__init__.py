@@ -1,0 +1,1 @@
+"""The same work under other systems, each in a throw-away environment of its own."""
