@@ -62,6 +62,8 @@ DEFENCES: Final[dict[str, dict[str, Any]]] = {
     "multi-krum": {"rule": "multi-krum"},
     "geometric median": {"rule": "geometric-median"},
     "centered clipping": {"rule": "centered-clipping"},
+    "zeno++": {"guard": "zeno++", "clip": "median"},
+    "aflguard": {"guard": "aflguard"},
     "nearest + trimmed": {"mix": "nearest", "rule": "trimmed-mean"},
     "clip + nearest + trimmed": {"clip": "median", "mix": "nearest", "rule": "trimmed-mean"},
 }
@@ -201,7 +203,7 @@ def attacked(attack: str, defence: str, codec: str, seed: int) -> FleetFile:
         {
             "devices": 20,
             "seed": seed,
-            "data": {"alpha": 0.3, "hidden": [128]},
+            "data": {"alpha": 0.3, "hidden": [128], "root": 72},
             "compute": {"spread": 0.5},
             "participation": {"mode": "slots", "concurrency": 20, "lease_s": 1e6},
             "attack": {"share": 0.2} | ATTACKS[attack],
@@ -238,7 +240,8 @@ def _attack(report: Report, seeds: Sequence[int], *, quick: bool) -> None:
 def _collapses(defence: str) -> bool:
     """Whether a task with sparse updates is refused this defence."""
     options = DEFENCES[defence]
-    return options.get("rule") in {"median", "trimmed-mean"} and "mix" not in options
+    rule, guard = options.get("rule"), options.get("guard")
+    return (rule in {"median", "trimmed-mean"} and "mix" not in options) or guard == "aflguard"
 
 
 def _batched(found: Sequence[Outcome], size: int) -> list[list[Outcome]]:

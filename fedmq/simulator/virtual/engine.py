@@ -26,6 +26,7 @@ from fedmq.simulator.virtual.outcome import Outcome, Sample, with_wall
 from fedmq.simulator.virtual.population import Device, Population
 from fedmq.simulator.virtual.server import EPOCH, Server
 from fedmq.simulator.virtual.training import Bench
+from schemas.errors import ConfigError
 from schemas.log import Entry
 from schemas.outcomes import FOLDED
 from schemas.pace import takes_part
@@ -49,6 +50,15 @@ class Personalises(Protocol):
 
     def personal(self, params: Params, *, at_s: float) -> Personal:
         """Measure over a sample of the fleet."""
+        ...
+
+
+@runtime_checkable
+class Guides(Protocol):
+    """A learner with examples that are the server's own."""
+
+    def guide(self, params: Params, number: int) -> Params | None:
+        """The server's own step from a model of this version; None: it has no examples."""
         ...
 
 
@@ -96,7 +106,10 @@ class Simulation:
     def __init__(
         self, fleet: FleetFile, learner: Learner, watch: Watch, *, keep: bool = False
     ) -> None:
-        self.server = Server(fleet.spec(learner.spec), learner.initial(), keep=keep)
+        spec = fleet.spec(learner.spec)
+        guards = spec.strategy.robust.guard != "none"
+        guide = learner.guide if guards and isinstance(learner, Guides) else None
+        self.server = Server(spec, learner.initial(), guide=guide, keep=keep)
         self._fleet = fleet
         self._learner = learner
         self._watch = watch
@@ -351,8 +364,9 @@ class Simulation:
 
     def _figures(self) -> dict[str, float]:
         published = self.server.published
-        if self._measured[0] != published.version:
-            found = dict(self._learner.evaluate(published.params))
+        drifts = self._fleet.data.drift_s > 0
+        if self._measured[0] != published.version or drifts:
+            found = dict(self._learner.evaluate(published.params, at_s=self._now_s))
             self._measured = published.version, found
         return dict(self._measured[1])
 
@@ -404,5 +418,9 @@ def _availability(fleet: FleetFile) -> Availability:
     options = fleet.availability
     if options.kind != "trace":
         return Availability(options, fleet.seed)
-    spans = read_trace(Path(options.trace).read_text(encoding="utf-8"), fleet.devices)
+    try:
+        text = Path(options.trace).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError("availability.trace", f"cannot be read: {exc}") from exc
+    spans = read_trace(text, fleet.devices)
     return Availability(options, fleet.seed, spans)

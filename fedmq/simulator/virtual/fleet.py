@@ -243,7 +243,7 @@ def _check_mode(fleet: FleetFile) -> None:
     if mode != "rounds":
         return
     if not strategy.synchronous and strategy.max_staleness:
-        remedy = 'must be "fedavg", "fedadam" or "scaffold" in rounds, or max_staleness be 0'
+        remedy = 'must be "fedavg" or "fedadam" in rounds, or strategy.max_staleness be 0'
         raise ConfigError("task.strategy.name", remedy)
     if fleet.task.publish.every != 1:
         raise ConfigError("task.publish.every", "must be 1 in rounds: a round begins with a model")

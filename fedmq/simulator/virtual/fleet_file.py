@@ -12,11 +12,18 @@ from schemas.task import convert
 
 
 def read_fleet(path: Path) -> FleetFile:
-    """Read a fleet file; paths in it are seen from where it lies. Raises ConfigError."""
-    tables = _tables(path)
+    """Read a fleet file; paths in it are seen from where it lies. Raises ConfigError.
+
+    A fleet without a name has the file's.
+    """
+    tables = {"name": path.stem, **_tables(path)}
     if isinstance(tables.get("task"), str):
         tables["task"] = _tables(path.parent / tables["task"])
     fleet = checked_fleet(convert(tables, FleetFile))
+    kind, _, place = fleet.data.source.partition(":")
+    if kind == "turbofan" and place:
+        data = msgspec.structs.replace(fleet.data, source=f"{kind}:{path.parent / place}")
+        fleet = msgspec.structs.replace(fleet, data=data)
     if not fleet.availability.trace:
         return fleet
     trace = str(path.parent / fleet.availability.trace)

@@ -67,8 +67,8 @@ class Learner(Protocol):
         """Train all jobs, in one vectorised call where the model allows it; in their order."""
         ...
 
-    def evaluate(self, params: Params) -> Mapping[str, float]:
-        """Measure on held-out examples: `accuracy` in [0, 1] and `loss`; or `rmse`, `nasa`, ..."""
+    def evaluate(self, params: Params, *, at_s: float) -> Mapping[str, float]:
+        """Measure on held-out examples of a moment: `accuracy` in [0, 1] and `loss`, or `rmse`."""
         ...
 
 

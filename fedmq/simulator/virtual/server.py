@@ -4,14 +4,15 @@ Nothing here decides anything: admission, folding, publication and the hint of h
 train are the fold's. An entry's id is virtual milliseconds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from aggregator.fold import Decided, Fold
 from aggregator.state import Publication, TaskState, origin_state
-from schemas.log import Arrived, Body, Entry, EntryId, SpecSet, Tick
+from schemas.log import Arrived, Body, Entry, EntryId, Guided, SpecSet, Tick
 from schemas.messages import Manifest
 from schemas.names import DeviceId, Epoch, shard_of
 from schemas.pace import PaceHint
@@ -19,6 +20,9 @@ from schemas.params import Params
 from schemas.task import TaskSpec, spec_from_json, spec_to_json
 
 EPOCH = Epoch(1)
+
+Guide: TypeAlias = Callable[[Params, int], Params | None]
+"""(a published model, its version) -> the server's own step from it, if it has examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,13 @@ class Server:
 
     published: Published
 
-    def __init__(self, spec: TaskSpec, params: Params, *, keep: bool = False) -> None:
+    def __init__(
+        self, spec: TaskSpec, params: Params, *, guide: Guide | None = None, keep: bool = False
+    ) -> None:
         self.decided: Decided | None = None
         self.entries: list[Entry] = []
         self.spec = spec
+        self._guide = guide
         self._keep = keep
         self._fold = Fold(origin_state(EPOCH, params), observer=self._observe)
         self._write(0.0, SpecSet(spec_to_json(spec)))
@@ -114,6 +121,15 @@ class Server:
             self.spec = spec_from_json(changes.spec)
         if changes.publications:
             self.published = _published(changes.publications[-1], now_s)
+            self._judge(now_s)
+
+    def _judge(self, now_s: float) -> None:
+        """Write the server's own step from the newest version into the log, as its judge does."""
+        if self._guide is None:
+            return
+        delta = self._guide(self.published.params, self.published.version)
+        if delta is not None:
+            self._write(now_s, Guided(self.published.version, delta.astype("<f4").tobytes()))
 
     def _observe(self, decided: Decided) -> None:
         self.decided = decided

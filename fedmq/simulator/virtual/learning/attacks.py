@@ -7,8 +7,9 @@ gaussian    noise with independent normal coordinates and the length scale |d|
 alie        m - z s: mean m and standard deviation s, coordinate by coordinate, of the honest deltas
             that the first COLLUDERS attackers of the fleet would send from the same base (Baruch,
             Baruch and Goldberg, "A Little Is Enough", NeurIPS 2019, arXiv 1902.06156, section 3).
-            All attackers on one base send the very same. They know nothing of honest devices' data,
-            so it does not matter who is trained beside them.
+            All attackers on one base send the very same; where labels drift, those of one period.
+            They know nothing of honest devices' data, so it does not matter who is trained beside
+            them.
 """
 
 from collections.abc import Iterator
@@ -35,9 +36,9 @@ def attacks(options: AttackOptions, device: int, seed: int) -> bool:
 
 
 def colluders(options: AttackOptions, devices: int, seed: int) -> list[int]:
-    """The first attackers of the fleet, COLLUDERS at most."""
+    """The first attackers of the fleet, COLLUDERS at most; where they are rare, a long look."""
     found: Iterator[int] = (d for d in range(devices) if attacks(options, d, seed))
-    return list(islice(found, COLLUDERS))
+    return list(islice(found, COLLUDERS)) if options.share else []
 
 
 def flipped(share: Share) -> Share:

@@ -7,10 +7,10 @@ The mathematics is that of `edge_agent.trainers` (sgd.py, network.py), for squar
     w <- w - learning_rate v
 
 prox is FedProx' mu (Li et al., MLSys 2020, arXiv 1812.06127, equation 2). Every batch has the same
-shape: a short one is filled up with examples of weight 0. A job that makes fewer steps drops out of
-the stack, so what becomes of one depends on nothing but itself: the products of a stack are
-computed one by one, by the same routine and of the same shape, whoever else is there. That holds on
-one machine; other processors may round otherwise.
+shape: a short one is filled up with the job's own first example at weight 0. A job that makes fewer
+steps drops out of the stack. So what becomes of one depends on nothing but itself: the products of
+a stack are computed one by one, by the same routine and of the same shape, whoever else is there.
+That holds on one machine; other processors may round otherwise.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ from schemas.params import Params, ParamSpec
 
 Matrix = NDArray[np.float32]
 Layers = list[tuple[Matrix, Matrix]]
+Order = NDArray[np.int64]
+"""Which example comes when, shape (steps, batch_size), -1 for none; every step has at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,15 @@ class Lesson:
     Attributes:
         base: where it starts, float32, shape (spec.size,); not written to.
         share: its examples, at least one.
-        order: which example comes when: int64, shape (steps, batch_size), -1 for none; every step
-            has at least one.
+        order: of its examples.
     """
 
     base: Params
     share: Share
-    order: NDArray[np.int64]
+    order: Order
 
 
-def order_of(
-    count: int, how: Descent, rng: np.random.Generator, steps: int = 0
-) -> NDArray[np.int64]:
+def order_of(count: int, how: Descent, rng: np.random.Generator, steps: int = 0) -> Order:
     """Shuffle every epoch as `edge_agent.trainers.sgd.batches` does, draw for draw.
 
     Args:
@@ -79,6 +78,8 @@ def train_stack(
         how: the rate, momentum, weight_decay and prox; the rest is in the lessons' orders.
         still: parameters that do not move, shape (spec.size,).
     """
+    if not lessons:
+        return np.empty((0, spec.size), dtype=np.float32)
     longest = sorted(range(len(lessons)), key=lambda i: -len(lessons[i].order))
     stack = [lessons[i] for i in longest]
     steps = np.array([len(lesson.order) for lesson in stack])
@@ -132,21 +133,20 @@ def mean_loss(answers: Matrix, targets: Matrix) -> float:
     return float(np.mean(logs))
 
 
-def _laid_out(stack: Sequence[Lesson], steps: int, batch: int) -> tuple[NDArray[np.int64], Matrix]:
+def _laid_out(stack: Sequence[Lesson], steps: int, batch: int) -> tuple[Order, Matrix]:
     """Rows in the joined examples, and weights: 1 / examples of the batch, or 0.
 
     Both have shape (steps, jobs, batch).
     """
-    order = np.full((steps, len(stack), batch), -1, dtype=np.int64)
+    order = np.zeros((steps, len(stack), batch), dtype=np.int64)
+    weights = np.zeros(order.shape, dtype=np.float32)
     offset = 0
     for j, lesson in enumerate(stack):
-        mine = lesson.order
-        order[: len(mine), j] = np.where(mine >= 0, mine + offset, -1)
+        mine, real = lesson.order, lesson.order >= 0
+        order[: len(mine), j] = np.maximum(mine, 0) + offset
+        weights[: len(mine), j] = real / real.sum(axis=1, keepdims=True)
         offset += len(lesson.share)
-    real = order >= 0
-    weights = real.astype(np.float32)
-    weights /= np.maximum(real.sum(axis=2, keepdims=True), 1, dtype=np.float32)
-    return np.maximum(order, 0), weights
+    return order, weights
 
 
 def _layers(spec: ParamSpec, flat: Matrix) -> Layers:

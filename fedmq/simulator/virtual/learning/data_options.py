@@ -24,14 +24,17 @@ class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             natural for the others, which know no other.
         alpha: of dirichlet and quantity: small is skewed, large is even.
         shards_per_device: of `shards`: classes a device knows, about.
-        examples: a device, drawn with replacement (on average, with quantity); 0: all examples are
-            dealt out once, and where that gives a device fewer than 8, 50 are drawn for each.
+        examples: a device, drawn with replacement (on average, with quantity), at least 8; 0: all
+            examples are dealt out once, and where that gives a device fewer than 8, 50 are drawn
+            for each.
         drift_classes: labels rotate by so many classes ...
         drift_s: ... in so many virtual seconds, again and again: first no example has the new
             label, then ever more; 0: no drift.
+        root: examples of the digits that the server has itself, for [task.strategy.robust] guard.
         hidden: widths of the ReLU network's hidden layers; none: softmax regression.
         trainer: instead of the built-in network's training, `module:Class` of a Trainer; made as
-            Class(features, labels) for every round, it trains W1, b1, W2, b2, ... as given.
+            Class(features, labels) for every round, it trains W1, b1, W2, b2, ... as given. A
+            ValueError of it is a round that comes to nothing.
     """
 
     source: str = "digits"
@@ -42,5 +45,6 @@ class DataOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     examples: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     drift_classes: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     drift_s: NonNegative = 0.0
+    root: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     hidden: Annotated[tuple[Width, ...], msgspec.Meta(max_length=16)] = (32,)
     trainer: str = ""

@@ -4,9 +4,8 @@ Jobs are trained as one stack (`batched`), or one by one by a production Trainer
 a job comes to depends on the job, the seed and the options alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +25,7 @@ from fedmq.simulator.virtual.learning.attacks import (
 from fedmq.simulator.virtual.learning.batched import (
     Lesson,
     Matrix,
+    Order,
     mean_loss,
     order_of,
     scores,
@@ -34,12 +34,12 @@ from fedmq.simulator.virtual.learning.batched import (
 from fedmq.simulator.virtual.learning.data_options import DataOptions
 from fedmq.simulator.virtual.learning.partitions import ATTACK, DEAL, TRAIN, TUNE, generator
 from fedmq.simulator.virtual.learning.personal import Pupil, accuracies, kept
-from fedmq.simulator.virtual.learning.share import Rows, Share, drifted
+from fedmq.simulator.virtual.learning.share import Rows, Share, drifted, period_s
 from fedmq.simulator.virtual.learning.worlds import World, world_of
 from schemas.errors import ConfigError
 from schemas.initial import glorot, mlp_shapes
 from schemas.params import Params, ParamSpec, TensorSpec, flatten, unflatten
-from schemas.task import TrainOptions
+from schemas.task import PersonalOptions, TrainOptions
 
 SAMPLE: Final = 100
 """So many devices are asked what they make of the model for themselves."""
@@ -80,27 +80,32 @@ class NetworkLearner:
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """See `Learner.train`."""
         shares = [self._share(job) for job in jobs]
-        losses = [self._loss(job.base, s) for job, s in zip(jobs, shares, strict=True)]
-        taught = [self._taught(job, s) for job, s in zip(jobs, shares, strict=True)]
-        orders = [self._order(job, len(s)) for job, s in zip(jobs, taught, strict=True)]
-        if self.trainer is None:
-            lessons = [
-                Lesson(job.base, s, order)
-                for job, s, order in zip(jobs, taught, orders, strict=True)
-            ]
-            ends = train_stack(self.spec, lessons, self.how)
-        else:
-            ends = np.stack([self._by_user(job, s) for job, s in zip(jobs, taught, strict=True)])
-        little = lru_cache(maxsize=None)(self._little)
-        bases = {id(job.base): job.base for job in jobs}
+        orders = [self._order(job, len(share)) for job, share in zip(jobs, shares, strict=True)]
+        ends = self._ends(jobs, shares, orders)
+        little: dict[tuple[int, float], Params] = {}
         found = []
-        for job, end, share, loss, order in zip(jobs, ends, shares, losses, orders, strict=True):
+        for job, end, share, order in zip(jobs, ends, shares, orders, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):  # who diverges sends nothing
                 delta = end - job.base
                 if attacks(self.attack, job.device, self.seed):
-                    delta = self._pretended(job, delta, bases, little)
+                    delta = self._pretended(job, delta, little)
+                loss = mean_loss(scores(self.spec, job.base, share.features), share.targets)
             found.append(Trained(delta, len(share), loss, len(order)))
         return found
+
+    def guide(self, params: Params, number: int) -> Params | None:
+        """The server's own step from a model, by its root examples; None: it has none.
+
+        Args:
+            params: the model.
+            number: of the version: what makes the chance.
+        """
+        root = self.world.root
+        if root is None:
+            return None
+        order = order_of(len(root), self.how, generator(self.seed, TRAIN, _FIRST_MODEL, number))
+        ended: Params = train_stack(self.spec, [Lesson(params, root, order)], self.how)[0]
+        return ended - params
 
     def evaluate(self, params: Params, *, at_s: float = 0.0) -> Mapping[str, float]:
         """`accuracy` and `loss`, or `rmse` in the target's units, on what nobody has seen.
@@ -122,9 +127,11 @@ class NetworkLearner:
     def personal(self, params: Params, *, at_s: float = 0.0) -> Personal:
         """What SAMPLE devices would make of a model: see `personal.accuracies`.
 
-        Nothing of a regression, and of devices that hold nothing out.
+        Nothing of a regression, of devices that hold nothing out, and where the task asks for no
+        personal model: then all is trained on.
         """
-        if self.world.regression:
+        options = self.train_options.personal
+        if self.world.regression or options.method == "none":
             return Personal()
         rng = generator(self.seed, TUNE)
         asked = (
@@ -140,9 +147,10 @@ class NetworkLearner:
                 pupils.append(Pupil(whole.take(mask), whole.take(~mask), chance))
         if not pupils:
             return Personal()
-        options = self.train_options.personal
-        with np.errstate(over="ignore", invalid="ignore"):
-            return Personal(accuracies(self.spec, params, pupils, self.how, options))
+        first = self.initial()
+        with np.errstate(over="ignore", invalid="ignore"):  # who diverges answers at random
+            found = accuracies(self.spec, first, params, pupils, how=self.how, options=options)
+        return Personal(found)
 
     # -- one job ---------------------------------------------------------------------------
 
@@ -164,63 +172,71 @@ class NetworkLearner:
         lies = self.attack.kind == "label-flip" and attacks(self.attack, job.device, self.seed)
         return flipped(share) if lies else share
 
-    def _loss(self, base: Params, share: Share) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return mean_loss(scores(self.spec, base, share.features), share.targets)
-
-    def _order(self, job: Job, count: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    def _order(self, job: Job, count: int) -> Order:
         rng = generator(self.seed, TRAIN, job.device, job.number)
         steps = job.steps or min(self.steps_of(job.device), self.train_options.steps)
         return order_of(count, self.how, rng, steps)
 
-    def _by_user(self, job: Job, share: Share) -> Params:
-        """The user's Trainer, made for this round."""
-        labels = share.targets.argmax(axis=1)
-        rng = generator(self.seed, TRAIN, job.device, job.number)
+    def _ends(
+        self, jobs: Sequence[Job], shares: Sequence[Share], orders: Sequence[Order]
+    ) -> Iterable[Params]:
+        """What honest training makes of the jobs."""
+        taught = [self._taught(job, share) for job, share in zip(jobs, shares, strict=True)]
+        if self.trainer is not None:
+            each = zip(jobs, taught, orders, strict=True)
+            return [self._by_user(job, share, len(order)) for job, share, order in each]
+        lessons = [
+            Lesson(job.base, share, order)
+            for job, share, order in zip(jobs, taught, orders, strict=True)
+        ]
+        return train_stack(self.spec, lessons, self.how)
+
+    def _by_user(self, job: Job, share: Share, steps: int) -> Params:
+        """The user's Trainer, made for this round; NaN where it finds that training diverged.
+
+        It hears of no clock: how long a round may last has become steps already.
+        """
+        epochs = -(-steps * self.how.batch_size // len(share))
         options = msgspec.structs.replace(
-            self.train_options, steps=job.steps or self.train_options.steps
+            self.train_options,
+            steps=steps,
+            epochs=max(epochs, self.how.epochs),
+            seconds=0.0,
+            joules=0.0,
+            personal=PersonalOptions(),
         )
+        trainer = self.trainer(share.features, share.targets.argmax(axis=1))
         tensors = unflatten(self.spec, job.base.copy())
-        result = self.trainer(share.features, labels).train(tensors, options, rng)
-        return flatten(self.spec, result.tensors)
+        rng = generator(self.seed, TRAIN, job.device, job.number)
+        try:
+            result = trainer.train(tensors, options, rng)
+        except ValueError:  # as on a device: this round comes to nothing
+            return np.full(self.spec.size, np.nan, dtype=np.float32)
+        try:
+            return flatten(self.spec, result.tensors)
+        except ValueError as exc:
+            raise ConfigError("data.trainer", str(exc)) from exc
 
     # -- attackers -------------------------------------------------------------------------
 
-    def _pretended(self, job: Job, delta: Params, bases: dict[int, Params], little: Any) -> Params:
-        if self.attack.kind == "alie":
-            at_s = job.at_s if self.data.drift_classes else 0.0
-            vector: Params = little(_Base(id(job.base), bases), at_s)
-            return vector.copy()
-        rng = generator(self.seed, ATTACK, job.device, job.number)
-        return pretended(self.attack, delta, rng)
+    def _pretended(
+        self, job: Job, delta: Params, little: dict[tuple[int, float], Params]
+    ) -> Params:
+        """What an attacker sends; `little` remembers ALIE's vectors, by base and time."""
+        if self.attack.kind != "alie":
+            rng = generator(self.seed, ATTACK, job.device, job.number)
+            return pretended(self.attack, delta, rng)
+        key = id(job.base), period_s(self.data, job.at_s)  # the jobs keep their bases alive
+        if key not in little:
+            little[key] = self._little(job.base, key[1])
+        return little[key].copy()
 
-    def _little(self, base: "_Base", at_s: float) -> Params:
-        """ALIE's vector for a base: what the colluders would honestly send from it."""
-        model = base.bases[base.key]
-        jobs = [Job(d, 0, model, at_s) for d in self.colluding]
+    def _little(self, base: Params, at_s: float) -> Params:
+        """ALIE's vector for a base: from what the colluders would honestly send from it."""
+        jobs = [Job(device, 0, base, at_s) for device in self.colluding]
         shares = [self._share(job) for job in jobs]
-        lessons = [
-            Lesson(model, share, self._order(job, len(share)))
-            for job, share in zip(jobs, shares, strict=True)
-        ]
-        ends: Matrix = train_stack(self.spec, lessons, self.how)
-        return a_little(ends - model, self.attack.z)
-
-
-class _Base:
-    """A base as the key of a cache, by identity."""
-
-    __slots__ = ("bases", "key")
-
-    def __init__(self, key: int, bases: dict[int, Params]) -> None:
-        self.key = key
-        self.bases = bases
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Base) and other.key == self.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+        orders = [self._order(job, len(share)) for job, share in zip(jobs, shares, strict=True)]
+        return a_little(np.stack(list(self._ends(jobs, shares, orders))) - base, self.attack.z)
 
 
 def learner_of(

@@ -48,10 +48,15 @@ def hands_of(labels: Rows, skew: Skew, options: DataOptions, devices: int, seed:
         options: see there.
         devices: how many there are.
         seed: of all chance.
+
+    Raises:
+        ConfigError: an option does not go with the pool.
     """
     if not options.examples and devices * MIN_EXAMPLES <= labels.size:
         dealt = _dealt(labels, skew, options, devices, generator(seed, DEAL))
         return dealt.__getitem__
+    if 0 < options.examples < MIN_EXAMPLES:
+        raise ConfigError("data.examples", f"must be 0, or at least {MIN_EXAMPLES} a device")
     pools = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if skew == "shards" and options.shards_per_device > len(pools):
         remedy = f"must not exceed the {len(pools)} classes of the data"

@@ -1,7 +1,9 @@
 """What devices would make of a model for themselves, as `[train.personal]` says. Pure.
 
-Each begins from the model as it is and is measured on examples of its own that nobody trains on.
-Ditto keeps a model between rounds on a real device; here it begins anew, pulled at by the model.
+Each is measured on examples of its own that nobody trains on. Ditto's model is kept between rounds
+on a real device. Here nothing is kept: it begins anew from the global model, towards which prox
+with mu = `pull` holds it, for `epochs` passes. That is near what a device has after its first
+round, and a lower bound of what patience would bring.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,9 @@ from schemas.task import PersonalOptions
 
 HELD_OUT: Final = 5
 """One in so many examples of the pool is kept by all devices to measure what they made."""
+
+ALONE: Final = 10
+"""Who learns alone has no model to begin from: so many times the passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,10 @@ def kept(rows: Rows) -> NDArray[np.bool_]:
 
 def accuracies(
     spec: ParamSpec,
+    first: Params,
     params: Params,
     pupils: Sequence[Pupil],
+    *,
     how: Descent,
     options: PersonalOptions,
 ) -> dict[str, float]:
@@ -52,35 +59,36 @@ def accuracies(
 
     Args:
         spec: W1, b1, W2, b2, ...
+        first: the model before the first update.
         params: the global model.
         pupils: at least one, each with something held out.
         how: the task's local training.
-        options: the task's [train.personal].
+        options: the task's [train.personal]; its method is not "none".
 
     Returns:
-        accuracy_global of the model as it is; accuracy_whole and accuracy_head when all of it, or
-        only its last layer, is fine-tuned; accuracy_personal when that is done which `method` and
-        `head` say.
+        accuracy_global of the model as it is; accuracy_personal of what a device makes of it by
+        `method` and `head`; accuracy_local of what it would have learnt without any other, from
+        the first model in ALONE times the passes.
+
+    Raises:
+        ValueError: `head` names no tensor.
     """
     rate = options.learning_rate or how.learning_rate
     tune = replace(how, epochs=options.epochs, learning_rate=rate, prox=0.0)
-    last = tuple(tensor.name for tensor in spec.tensors[-2:])
-    ways: dict[str, tuple[Descent, tuple[str, ...]]] = {"whole": (tune, ()), "head": (tune, last)}
-    match options.method:
-        case "finetune":
-            ways["personal"] = tune, options.head
-        case "ditto":
-            ways["personal"] = replace(tune, prox=options.pull), ()
-        case "none":
-            pass
-    found = {"accuracy_global": _mean(spec, [params] * len(pupils), pupils)}
-    orders = [order_of(len(p.trained), tune, p.rng) for p in pupils]
-    lessons = [Lesson(params, p.trained, o) for p, o in zip(pupils, orders, strict=True)]
-    for way, (descent, head) in ways.items():
-        still = ~members(spec, head) if head else None
-        tuned = train_stack(spec, lessons, descent, still)
-        found[f"accuracy_{way}"] = _mean(spec, list(tuned), pupils)
-    return found
+    pulled = replace(tune, prox=options.pull if options.method == "ditto" else 0.0)
+    still = ~members(spec, options.head) if options.head else None
+    personal = train_stack(spec, _lessons(params, pupils, pulled), pulled, still)
+    alone = replace(tune, epochs=ALONE * tune.epochs)
+    local = train_stack(spec, _lessons(first, pupils, alone), alone)
+    return {
+        "accuracy_global": _mean(spec, [params] * len(pupils), pupils),
+        "accuracy_personal": _mean(spec, list(personal), pupils),
+        "accuracy_local": _mean(spec, list(local), pupils),
+    }
+
+
+def _lessons(base: Params, pupils: Sequence[Pupil], how: Descent) -> list[Lesson]:
+    return [Lesson(base, p.trained, order_of(len(p.trained), how, p.rng)) for p in pupils]
 
 
 def _mean(spec: ParamSpec, models: Sequence[Params], pupils: Sequence[Pupil]) -> float:

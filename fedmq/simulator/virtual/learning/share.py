@@ -42,6 +42,13 @@ def one_hot(features: NDArray[np.float32], labels: Rows, classes: int) -> Share:
     return Share(features, np.eye(classes, dtype=np.float32)[labels])
 
 
+def period_s(options: DataOptions, at_s: float) -> float:
+    """When the period of drift began that `at_s` is in; without drift 0."""
+    if not (options.drift_classes and options.drift_s):
+        return 0.0
+    return floor(at_s / options.drift_s) * options.drift_s
+
+
 def drifted(share: Share, rows: Rows, options: DataOptions, at_s: float) -> Share:
     """The same features with the labels of `at_s`.
 

@@ -25,10 +25,11 @@ def read_turbofan(train: Path) -> tuple[tuple[Share, ...], Share]:
     """Every engine that ran to failure, and those to be judged by.
 
     The latter are of test_FD001.txt and RUL_FD001.txt beside `train`. Where these are not, every
-    fifth engine of `train` is held out, and judged by all of its windows.
+    fifth engine of `train` is held out, and judged by all of its windows; of fewer than five none
+    is, and all are judged by what they are trained on.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file cannot be read, or an engine has fewer cycles than a window.
     """
     try:
         return _read(train)
@@ -62,13 +63,20 @@ def _joined(shares: list[Share]) -> Share:
 
 def _scale(table: Table, low: Table, high: Table) -> None:
     """By the sensors' known ranges: no device tells its own."""
-    table[:, 2:] = 2 * (table[:, 2:] - low) / (high - low) - 1
+    width = np.where(high > low, high - low, np.float32(1))  # a sensor may stand still
+    table[:, 2:] = 2 * (table[:, 2:] - low) / width - 1
 
 
 def _table(path: Path) -> Table:
     """Engine, cycle, and the 14 sensors that vary."""
     columns = (0, 1, *(sensor + 4 for sensor in SENSORS))
-    return np.loadtxt(path, dtype=np.float32, usecols=columns)
+    with path.open(encoding="ascii") as lines:
+        if not lines.read(1):
+            raise ValueError(f"{path} is empty")
+    table = np.loadtxt(path, dtype=np.float32, usecols=columns, ndmin=2)
+    if not np.isfinite(table).all():
+        raise ValueError(f"{path} holds NaN or infinity")
+    return table
 
 
 def _engines(table: Table) -> list[Table]:
@@ -77,6 +85,8 @@ def _engines(table: Table) -> list[Table]:
 
 def _engine(rows: Table, end: float) -> Share:
     """All windows of one engine that has `end` cycles left at its last row."""
+    if len(rows) < WINDOW:
+        raise ValueError(f"engine {rows[0, 0]:g} has {len(rows)} cycles, a window {WINDOW}")
     windows = np.lib.stride_tricks.sliding_window_view(rows[:, 2:], WINDOW, axis=0)
     left = end + np.arange(len(rows) - WINDOW, -1, -1, dtype=np.float32)
     features = np.ascontiguousarray(windows.reshape(len(windows), -1))

@@ -18,7 +18,10 @@ from fedmq.simulator.virtual.learning.turbofan import RUL_MAX, read_turbofan
 from schemas.errors import ConfigError
 
 _KEPT: Final = 4096
-"""Devices whose examples are remembered; others are drawn anew, with the same result."""
+"""Devices of which it is remembered which examples they have; the others draw the same anew."""
+
+_KEPT_OWN: Final = 256
+"""Devices whose examples are remembered as a user's function gave them: these may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,14 @@ class World:
         rows: (device) -> numbers of its examples: the same number is the same example.
         share: (device) -> its examples, in the order of `rows`.
         unit: what 1 of a regression's target is worth when its error is told.
+        root: what the server has itself; None: nothing.
     """
 
     held_out: Share
     rows: Callable[[int], Rows]
     share: Callable[[int], Share]
     unit: float = 1.0
+    root: Share | None = None
 
     @property
     def regression(self) -> bool:
@@ -45,9 +50,13 @@ class World:
 
 def world_of(options: DataOptions, devices: int, seed: int) -> World:
     """Read and deal the data. Raises ConfigError."""
+    if options.drift_classes and not options.drift_s:
+        raise ConfigError("data.drift_s", "must be above 0 with drift_classes: the time they take")
     kind, colon, rest = options.source.partition(":")
     if options.source == "digits":
         return _digits(options, devices, seed)
+    if options.root:
+        raise ConfigError("data.root", "is taken from the digits: leave it out")
     if options.partition not in ("auto", "natural"):
         remedy = f'"{options.source}" is dealt as it is: leave it out or write "natural"'
         raise ConfigError("data.partition", remedy)
@@ -71,7 +80,10 @@ def _digits(options: DataOptions, devices: int, seed: int) -> World:
     held_out, pool = whole.take(order[:border]), whole.take(order[border:])
     hands = hands_of(digits.labels[order[border:]], skew, options, devices, seed)
     rows = lru_cache(_KEPT)(hands)
-    return World(held_out, rows, lambda device: pool.take(rows(device)))
+    if options.root > len(pool):
+        raise ConfigError("data.root", f"must not exceed {len(pool)}")
+    root = pool.take(np.arange(options.root)) if options.root else None
+    return World(held_out, rows, lambda device: pool.take(rows(device)), root=root)
 
 
 def _turbofan(options: DataOptions, path: str) -> World:
@@ -94,8 +106,10 @@ def _own(options: DataOptions, seed: int) -> World:
         raise ConfigError("data.held_out", remedy)
     held = _checked("data.held_out", imported("data.held_out", options.held_out), DEAL, seed)
     classes = int(held.labels.max()) + 1
+    if classes < 2:
+        raise ConfigError("data.held_out", "has no class but 0: there is nothing to tell apart")
 
-    @lru_cache(_KEPT)
+    @lru_cache(_KEPT_OWN)
     def share(device: int) -> Share:
         found = _checked("data.source", lambda rng: give(device, rng), DRAW, seed, device)
         if int(found.labels.max()) >= classes or found.features.shape[1] != held.features.shape[1]:
@@ -111,8 +125,9 @@ def _checked(
     field: str, give: Callable[[np.random.Generator], tuple[object, object]], *stream: int
 ) -> Examples:
     code, seed, *rest = stream
-    features, labels = give(generator(seed, code, *rest))
+    found = give(generator(seed, code, *rest))
     try:
+        features, labels = found
         return checked_examples(np.asarray(features), np.asarray(labels))
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise ConfigError(field, f"{exc}") from exc

@@ -49,7 +49,7 @@ class Toy:
         loss = float(np.mean((target - job.base) ** 2))
         return Trained(delta, 10, loss, job.steps or STEPS)
 
-    def evaluate(self, params: Params) -> Mapping[str, float]:
+    def evaluate(self, params: Params, *, at_s: float = 0.0) -> Mapping[str, float]:
         loss = float(np.mean((params - 1.0) ** 2))
         return {"accuracy": max(0.0, 1.0 - loss), "loss": loss}
 
