@@ -17,8 +17,10 @@ from fedmq.commands import (
     lora,
     metrics,
     model,
+    region,
     replay,
     services,
+    simulate,
     soak,
     tail,
     task,
@@ -38,7 +40,9 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("bridge")(services.bridge)
 app.command("aggregator")(services.aggregator)
+app.command("region")(region.region)
 app.command("soak")(soak.soak)
+app.command("simulate")(simulate.simulate)
 app.command("lab")(lab.lab)
 app.command("lab-broker")(lab_broker.lab_broker)
 app.command("tail")(tail.tail)

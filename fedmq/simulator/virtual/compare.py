@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from fedmq.simulator.virtual.outcome import Outcome, final
-from fedmq.simulator.virtual.report import amount, figure_of, hours, value_of
+from fedmq.simulator.virtual.report import amount, duration, figure_of, value_of
 
-HEAD: Final = ("uploads", "up", "down", "virtual hours", "joules")
+HEAD: Final = ("uploads", "up", "down", "virtual time", "joules")
 """What is told of the way to the target."""
 
 
@@ -32,6 +32,17 @@ def title(outcomes: Sequence[Outcome]) -> str:
     return "spent to the end of the run"
 
 
+def side_by_side(outcomes: Sequence[Outcome]) -> str:
+    """The table in plain text, a column a run, which fits a terminal."""
+    table = list(zip(columns(outcomes), *rows(outcomes), strict=True))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join([head.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        for head, *cells in table
+    ]
+    return "\n".join([f"{title(outcomes)}:", *lines])
+
+
 def _row(outcome: Outcome, figure: str) -> tuple[str, ...]:
     at = outcome.reached if outcome.target else outcome.samples[-1]
     spent = ("never",) * len(HEAD)
@@ -40,7 +51,7 @@ def _row(outcome: Outcome, figure: str) -> tuple[str, ...]:
             f"{at.uploads:,}",
             amount(at.bytes_up),
             amount(at.bytes_down),
-            hours(at.virtual_s),
+            duration(at.virtual_s),
             f"{at.joules:,.0f}",
         )
     return (

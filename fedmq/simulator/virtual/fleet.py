@@ -209,6 +209,12 @@ def checked_fleet(fleet: FleetFile) -> FleetFile:
     """Check what the types alone cannot. Raises ConfigError."""
     _check_links(fleet.links)
     _check_task(fleet.task)
+    guard = fleet.task.strategy.robust.guard
+    if guard != "none" and not fleet.data.root:
+        remedy = (
+            f'must be above 0 with guard = "{guard}", which judges by the server\'s own examples'
+        )
+        raise ConfigError("data.root", remedy)
     _check_mode(fleet)
     there = fleet.availability
     if (there.kind == "trace") != bool(there.trace):

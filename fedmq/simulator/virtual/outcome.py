@@ -86,8 +86,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def final(outcome: Outcome, figure: str) -> float:
-    """The mean of a figure over the last five samples; NaN when it was never measured."""
-    found = [s.figures[figure] for s in outcome.samples[-5:] if figure in s.figures]
+    """The mean of a figure over the last five samples; NaN when it was never measured.
+
+    The first sample, of the model before any training, counts only when it is alone.
+    """
+    last = outcome.samples[1:][-5:] or outcome.samples
+    found = [s.figures[figure] for s in last if figure in s.figures]
     return sum(found) / len(found) if found else float("nan")
 
 

@@ -6,9 +6,6 @@ from typing import Any
 
 from fedmq.simulator.virtual.outcome import Outcome, Sample, final
 
-LOWER: frozenset[str] = frozenset({"loss", "rmse", "nasa", "mae"})
-"""Figures that are better when they are lower."""
-
 
 def figure_of(outcome: Outcome) -> str:
     """The figure that a run is told by: its target's, else accuracy, else the first measured."""
@@ -24,7 +21,7 @@ def kept(outcome: Outcome) -> bool:
 
 
 def as_json(outcome: Outcome, *, machine: Mapping[str, str], peak_mib: float) -> dict[str, Any]:
-    """One run for programs. A figure that was never measured is null.
+    """One run for programs. A figure that was never measured, or is no number, is null.
 
     All but `wall_s`, `events_per_second`, `peak_mib` and `machine` is the same every time.
     """
@@ -51,7 +48,7 @@ def as_json(outcome: Outcome, *, machine: Mapping[str, str], peak_mib: float) ->
         },
         "dead": outcome.dead,
         "trained": outcome.trained,
-        "personal": outcome.personal,
+        "personal": {name: _or_none(value) for name, value in outcome.personal.items()},
         "events": outcome.events,
         "wall_s": outcome.wall_s,
         "events_per_second": events_per_second(outcome),
@@ -82,7 +79,7 @@ def in_words(outcome: Outcome) -> str:
     )
     lines += [
         (
-            f"They sent {last.uploads:,} updates in {hours(last.virtual_s)} virtual hours; "
+            f"They sent {last.uploads:,} updates in {duration(last.virtual_s)} of virtual time; "
             f"{folded:,} were folded{f'; {others}' if others else ''}. "
             f"Mean staleness {outcome.staleness_mean:.1f}."
         ),
@@ -114,7 +111,8 @@ def _on_target(outcome: Outcome) -> str:
         return f"The target, {told}, was NOT reached."
     return (
         f"The target, {told}, was reached after {at.uploads:,} uploads, {amount(at.bytes_up)} up, "
-        f"{amount(at.bytes_down)} down, {hours(at.virtual_s)} virtual hours and {at.joules:,.0f} J."
+        f"{amount(at.bytes_down)} down, {duration(at.virtual_s)} of virtual time and "
+        f"{at.joules:,.0f} J."
     )
 
 
@@ -125,9 +123,12 @@ def value_of(figure: str, value: float) -> str:
     return f"{value:.1%}" if figure.startswith("accuracy") else f"{value:.3f}"
 
 
-def hours(seconds: float) -> str:
-    """Virtual hours."""
-    return f"{seconds / 3600:,.2f}"
+def duration(seconds: float) -> str:
+    """Virtual time as people read it."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def amount(count: int) -> str:
@@ -153,4 +154,4 @@ def _spent_at(sample: Sample) -> dict[str, Any]:
 
 
 def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

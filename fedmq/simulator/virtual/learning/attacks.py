@@ -13,6 +13,7 @@ alie        m - z s: mean m and standard deviation s, coordinate by coordinate, 
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -25,19 +26,37 @@ from fedmq.simulator.virtual.learning.share import Share
 from schemas.params import Params
 
 COLLUDERS: Final = 8
+COUNTED: Final = 10_000
 _MASK: Final = (1 << 64) - 1
 
 
-def attacks(options: AttackOptions, device: int, seed: int) -> bool:
-    """Whether a device is one of them: its hash says so, about `share` of all devices are."""
+def attacks(options: AttackOptions, devices: int, device: int, seed: int) -> bool:
+    """Whether a device is one of them: its hash is among the lowest `share` of all.
+
+    In fleets of up to COUNTED devices the share is exact, rounded to whole devices; in larger ones
+    it is so on average.
+    """
     if options.kind == "none":
         return False
-    return _hashed(_hashed(seed * 0x100 + ATTACK) ^ device) < options.share * 2.0**64
+    return _hash_of(device, seed) < _bound(options.share, devices, seed)
+
+
+@lru_cache(maxsize=64)
+def _bound(share: float, devices: int, seed: int) -> int:
+    """The lowest hash that is no attacker's."""
+    if devices > COUNTED or share == 1:
+        return round(share * 2.0**64)
+    hashes = sorted(_hash_of(device, seed) for device in range(devices))
+    return hashes[min(round(share * devices), devices - 1)]
+
+
+def _hash_of(device: int, seed: int) -> int:
+    return _hashed(_hashed(seed * 0x100 + ATTACK) ^ device)
 
 
 def colluders(options: AttackOptions, devices: int, seed: int) -> list[int]:
     """The first attackers of the fleet, COLLUDERS at most; where they are rare, a long look."""
-    found: Iterator[int] = (d for d in range(devices) if attacks(options, d, seed))
+    found: Iterator[int] = (d for d in range(devices) if attacks(options, devices, d, seed))
     return list(islice(found, COLLUDERS)) if options.share else []
 
 

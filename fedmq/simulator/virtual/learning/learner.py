@@ -87,7 +87,7 @@ class NetworkLearner:
         for job, end, share, order in zip(jobs, ends, shares, orders, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):  # who diverges sends nothing
                 delta = end - job.base
-                if attacks(self.attack, job.device, self.seed):
+                if attacks(self.attack, self.devices, job.device, self.seed):
                     delta = self._pretended(job, delta, little)
                 loss = mean_loss(scores(self.spec, job.base, share.features), share.targets)
             found.append(Trained(delta, len(share), loss, len(order)))
@@ -169,7 +169,9 @@ class NetworkLearner:
 
     def _taught(self, job: Job, share: Share) -> Share:
         """What it trains on: a label-flipper's labels are wrong."""
-        lies = self.attack.kind == "label-flip" and attacks(self.attack, job.device, self.seed)
+        lies = self.attack.kind == "label-flip" and attacks(
+            self.attack, self.devices, job.device, self.seed
+        )
         return flipped(share) if lies else share
 
     def _order(self, job: Job, count: int) -> Order:

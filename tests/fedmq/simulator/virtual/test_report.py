@@ -1,37 +1,10 @@
 import json
 
 import msgspec
-import pytest
 
-from fedmq.simulator.virtual import compare
-from fedmq.simulator.virtual.outcome import Outcome, Participation, Sample
-from fedmq.simulator.virtual.plots import draw, lorenz
-from fedmq.simulator.virtual.report import as_json, in_words, kept
-
-
-def run_of(name="a", *, reached=True, target=True):
-    samples = [
-        Sample(n, n // 10, 36.0 * n, 100 * n, 200 * n, 2.0 * n, {"accuracy": n / 100})
-        for n in range(0, 100, 25)
-    ]
-    return Outcome(
-        name=name,
-        devices=20,
-        seed=1,
-        samples=samples,
-        target={"accuracy": 0.7} if target else {},
-        reached=samples[-1] if reached else None,
-        version=7,
-        digest="0123456789abcdef",
-        staleness={0: 3, 2: 1},
-        staleness_mean=0.5,
-        outcomes={"folded": 4, "lost": 1},
-        participation=Participation(4, 0.4, 0.4, 0.25, [0.1, 0.2, 0.3, 0.4]),
-        dead=0,
-        trained=5,
-        events=50,
-        wall_s=2.0,
-    )
+from fedmq.simulator.virtual.outcome import Sample, final
+from fedmq.simulator.virtual.report import as_json, duration, in_words, kept
+from tests.fedmq.simulator.virtual.runs import run_of
 
 
 def test_json_tells_the_cost_and_a_missing_figure_is_null():
@@ -50,21 +23,19 @@ def test_a_missed_target_breaks_the_promise_and_no_target_breaks_none():
     assert "NOT reached" in in_words(run_of(reached=False))
 
 
-def test_the_table_says_never_where_the_target_was_missed():
-    runs = [run_of("a"), run_of("b", reached=False)]
-    rows = compare.rows(runs)
-    assert [len(row) for row in rows] == [len(compare.columns(runs))] * 2
-    assert rows[0][:3] == ("a", "75", "7.50 kB")
-    assert rows[1][:3] == ("b", "never", "never")
+def test_the_model_before_training_does_not_count_to_the_end():
+    assert final(run_of(), "accuracy") == 0.5  # of 0.25, 0.5 and 0.75; the first was 0
+    alone = msgspec.structs.replace(run_of(), samples=run_of().samples[:1])
+    assert final(alone, "accuracy") == 0.0
 
 
-def test_pictures_are_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = draw(tmp_path / "plots", [run_of("a"), run_of("b", reached=False)])
-    assert all(path.stat().st_size > 5_000 for path in drawn)
+def test_what_is_no_number_is_null_for_programs():
+    nan = Sample(25, 2, 9.0, 0, 0, 0.0, {"accuracy": 0.1, "loss": float("inf")})
+    samples = [run_of().samples[0], nan]
+    found = as_json(msgspec.structs.replace(run_of(), samples=samples), machine={}, peak_mib=1.0)
+    assert found["figures"] == {"accuracy": 0.1, "loss": None}
 
 
-def test_lorenz_begins_at_nothing_and_ends_at_all():
-    devices, weight = lorenz([1.0, 3.0])
-    assert devices == [0.0, 0.5, 1.0]
-    assert weight == [0.0, 0.25, 1.0]
+def test_time_is_told_in_the_unit_that_fits():
+    times = [duration(s) for s in (37.4, 546.0, 9000.0, 250_560.0)]
+    assert times == ["37 s", "9.1 min", "2.5 h", "2.9 days"]

@@ -1,6 +1,7 @@
 """What attackers send, and who they are."""
 
 import numpy as np
+import pytest
 
 from fedmq.simulator.virtual.learning.attack_options import AttackOptions
 from fedmq.simulator.virtual.learning.attacks import (
@@ -22,17 +23,17 @@ DELTA = np.linspace(-1, 2, 500, dtype=np.float32)
 
 def test_about_the_share_that_is_asked_for_attacks_and_another_seed_chooses_others() -> None:
     options = AttackOptions("scaling", share=0.2)
-    found = [{d for d in range(5000) if attacks(options, d, seed)} for seed in (1, 2)]
+    found = [{d for d in range(5000) if attacks(options, 20_000, d, seed)} for seed in (1, 2)]
     assert all(900 < len(devices) < 1100 for devices in found)
     assert len(found[0] & found[1]) < 300
-    assert not any(attacks(AttackOptions(share=1.0), d, 1) for d in range(100))
-    assert all(attacks(AttackOptions("alie", share=1.0), d, 1) for d in range(100))
+    assert not any(attacks(AttackOptions(share=1.0), 100, d, 1) for d in range(100))
+    assert all(attacks(AttackOptions("alie", share=1.0), 100, d, 1) for d in range(100))
 
 
 def test_colluders_are_the_first_attackers() -> None:
     options = AttackOptions("alie", share=0.2)
     found = colluders(options, 1000, 7)
-    assert found == [d for d in range(1000) if attacks(options, d, 7)][:8]
+    assert found == [d for d in range(1000) if attacks(options, 1000, d, 7)][:8]
     assert colluders(AttackOptions("alie", share=0.0), 50, 7) == []
 
 
@@ -66,3 +67,10 @@ def test_a_little_is_z_deviations_below_the_mean() -> None:
     expected = [3 - 1.5 * (8 / 3) ** 0.5, 2 - 1.5 * 8**0.5]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("devices", "share", "wanted"), [(20, 0.2, 4), (10, 0.25, 2), (7, 0.0, 0)])
+def test_in_a_small_fleet_the_share_of_attackers_is_exact(devices, share, wanted):
+    options = AttackOptions("sign-flip", share=share)
+    for seed in range(5):
+        assert sum(attacks(options, devices, d, seed) for d in range(devices)) == wanted

@@ -86,7 +86,7 @@ def test_all_who_send_a_little_send_the_same_from_one_base() -> None:
     attack = AttackOptions("alie", share=0.5, z=0.5)
     learner, honest = digits(attack), digits()
     asked = jobs(learner)
-    bad = [attacks(attack, job.device, 1) for job in asked]
+    bad = [attacks(attack, learner.devices, job.device, 1) for job in asked]
     assert 2 < sum(bad) < 10
     sent, meant = learner.train(asked), honest.train(asked)
     assert len({t.delta.tobytes() for t, lies in zip(sent, bad, strict=True) if lies}) == 1

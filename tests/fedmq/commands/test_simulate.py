@@ -1,0 +1,148 @@
+"""`fedmq simulate` as people run it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fedmq.cli import main
+from fedmq.commands.simulating import Changes, fleets_of
+from fedmq.simulator.virtual import scaling
+from fedmq.simulator.virtual.fleet_file import read_fleet
+from fedmq.simulator.virtual.presets import PRESET, preset
+
+FLEETS = Path(__file__).parents[3] / "examples" / "fleets"
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("FEDMQ_")} | {"NO_COLOR": "1"}
+SMALL = 'devices = 60\n[stop]\nuploads = 60\n[participation]\nmode = "slots"\nconcurrency = 10\n'
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def simulate(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def run(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            main(["simulate", *map(str, arguments)])
+        assert isinstance(ended.value.code, int)
+        said = capsys.readouterr()
+        return Done(ended.value.code, said.out, said.err)
+
+    return run
+
+
+def test_one_object_for_a_script_and_one_seed_has_one_result(
+    tmp_path: Path, simulate: Callable[..., Done]
+) -> None:
+    pytest.importorskip("sklearn")
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    arguments = [str(file), "--quick", "--json", "--seed"]
+    process = [sys.executable, "-m", "fedmq.cli", "simulate", *arguments, "5"]
+    elsewhere = subprocess.run(process, env=ENV, capture_output=True, timeout=60, check=True)
+    first = json.loads(elsewhere.stdout)
+    again, other = (json.loads(simulate(*arguments, seed).out) for seed in (5, 6))
+    names = {"devices", "version", "accuracy", "events", "events_per_second", "digest"}
+    assert names <= first.keys()
+    assert (first["devices"], first["uploads"], first["name"]) == (60, 60, "small")
+    assert first["digest"] == again["digest"] != other["digest"]
+
+
+def test_the_example_is_the_fleet_that_runs_without_a_file(simulate: Callable[..., Done]) -> None:
+    done = simulate("--example")
+    assert done.out == PRESET
+    assert tomllib.loads(done.out)["stop"]["uploads"] == preset().stop.uploads
+
+
+def test_a_missed_target_ends_with_1_and_the_table_holds_both(
+    tmp_path: Path, simulate: Callable[..., Done]
+) -> None:
+    pytest.importorskip("sklearn")
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(SMALL.replace("uploads = 60", "uploads = 60\ntarget = { accuracy = 1.0 }"))
+    two.write_text(SMALL)
+    done = simulate("--compare", one, two)
+    assert done.code == 1, done.err
+    assert "spent to accuracy 100.0%" in done.out
+    assert re.search(r"^uploads +never +never$", done.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.toml"], ["nowhere.toml", "cannot be read"]),
+        (["--compare", "a.toml"], ["compare", "two fleet files"]),
+        (["a.toml", "b.toml"], ["FLEET.toml", "--compare"]),
+        (["--scale", "--devices", "9"], ["devices", "leave it out"]),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(
+    arguments: list[str], words: list[str], simulate: Callable[..., Done]
+) -> None:
+    done = simulate(*arguments)
+    (line,) = done.err.splitlines()
+    assert (done.code, done.out) == (2, "")
+    assert all(word in line for word in words), line
+
+
+def test_who_interrupts_hears_what_was_reached(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    file = tmp_path / "long.toml"
+    file.write_text(SMALL.replace("uploads = 60", "uploads = 100000000"))
+    running = subprocess.Popen(
+        [sys.executable, "-c", _SOON, str(file)], env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert re.search(r"stopped; long: \d+ uploads, version \d+", said), said
+    assert "Traceback" not in said
+
+
+_SOON = f"""
+import os, sys
+from fedmq import cli
+from fedmq.simulator.virtual import training
+done, bench = training.Bench.done, []
+def interrupted(self, work):
+    bench.append(work)
+    if len(bench) == 30:
+        os.kill(os.getpid(), {int(signal.SIGINT)})  # as Ctrl-C does
+    return done(self, work)
+training.Bench.done = interrupted
+cli.main(["simulate", sys.argv[1]])
+"""
+
+
+def test_every_example_is_a_fleet() -> None:
+    names = {read_fleet(file).name for file in FLEETS.glob("*.toml")}
+    assert names == {"async", "sync", "attacked", "meters"}
+
+
+def test_all_that_are_compared_have_the_target_of_the_first() -> None:
+    files = [FLEETS / "async.toml", FLEETS / "meters-nb-iot.toml"]
+    assert [f.stop.target for f in fleets_of(files, Changes())] == [{"accuracy": 0.92}] * 2
+    assert [f.stop.target for f in fleets_of(files[::-1], Changes())] == [{}] * 2
+    (quick,) = fleets_of(files[:1], Changes(devices=7000, seed=3, most=400))
+    assert (quick.devices, quick.seed, quick.stop.uploads, quick.stop.target) == (7000, 3, 400, {})
+
+
+def test_the_scale_judges_the_largest_by_the_smallest() -> None:
+    costs = [
+        scaling.Cost(size, 10, us, 100.0, "d")
+        for size, us in zip(scaling.SIZES, (100.0, 120.0, 140.0, 160.0), strict=True)
+    ]
+    assert scaling.ratio(costs) == 1.6
+    assert "MORE than 1.5" in scaling.in_words(costs)
+    assert list(scaling.order())[3:5] == [1_000_000] * 2

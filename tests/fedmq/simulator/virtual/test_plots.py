@@ -1,0 +1,16 @@
+import pytest
+
+from fedmq.simulator.virtual.plots import draw, lorenz
+from tests.fedmq.simulator.virtual.runs import run_of
+
+
+def test_pictures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = draw(tmp_path / "plots", [run_of("a"), run_of("b", reached=False)])
+    assert all(path.stat().st_size > 5_000 for path in drawn)
+
+
+def test_lorenz_begins_at_nothing_and_ends_at_all():
+    devices, weight = lorenz([1.0, 3.0])
+    assert devices == [0.0, 0.5, 1.0]
+    assert weight == [0.0, 0.25, 1.0]
