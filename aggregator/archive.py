@@ -26,6 +26,7 @@ import msgpack
 import msgspec
 
 from aggregator.checkpoint import SCHEMA, SmallState, read_small_state
+from aggregator.strategies.ca2fl import CACHE
 from schemas.errors import ConfigError, InvariantError
 from schemas.names import TaskName, task_name
 from schemas.params import MAX_PARAMS
@@ -37,6 +38,12 @@ MEMBER_MAX: Final = 4 * MAX_PARAMS
 """The largest member that is read, in bytes."""
 
 MEMBERS_MAX: Final = 8192
+
+_CACHES: Final = "caches.msgpack"
+"""What is kept by device (CA2FL), in one member: there may be as many as devices."""
+
+_NO_CACHES: Final = b"\x80"
+"""An empty map."""
 
 _NO_EXPORT: Final = (
     zipfile.BadZipFile,
@@ -109,7 +116,10 @@ class Backup:
 def pack(backup: Backup) -> bytes:
     """Write the file."""
     members = {"small.json": backup.small, "origin.f32": backup.origin}
-    members |= {f"arrays/{name}": data for name, data in backup.arrays.items()}
+    caches = {name: data for name, data in backup.arrays.items() if name.startswith(CACHE)}
+    plain = {name: data for name, data in backup.arrays.items() if name not in caches}
+    members |= {f"arrays/{name}": data for name, data in plain.items()}
+    members |= {_CACHES: msgpack.packb(caches)} if caches else {}
     members |= {f"blobs/{name}": data for name, data in backup.blobs.items()}
     maps: tuple[Any, ...] = (backup.windows, backup.devices, backup.versions)
     for name, mapping in zip(_MAPS, maps, strict=True):
@@ -185,7 +195,7 @@ def _backup(title: Title, members: Mapping[str, bytes]) -> Backup:
         made_ms=title.made_ms,
         small=members["small.json"],
         origin=members["origin.f32"],
-        arrays=_below("arrays/", members),
+        arrays=_below("arrays/", members) | _map(members.get(_CACHES, _NO_CACHES)),
         blobs=_below("blobs/", members),
         tail=[(str(entry_id), dict(fields)) for entry_id, fields in _bare(members["log.msgpack"])],
         **maps,

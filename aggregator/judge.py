@@ -57,7 +57,8 @@ class Judge:
         self._task = task
         self._store = store
         self._evaluate = evaluate
-        self._guide = evaluate.guide if isinstance(evaluate, Guiding) else None
+        self._guide: Guide | None = getattr(evaluate, "guide", None)
+        self._unguarded = False
         self._wanted: list[tuple[Release, ParamSpec]] = []
         self._to_guide: tuple[Release, TaskSpec] | None = None
         self._guided: tuple[int, TaskSpec] | None = None
@@ -81,6 +82,9 @@ class Judge:
         if last is not None and spec.strategy.robust.guard != "none":
             fresh = self._guided != (last.version, spec)
             self._to_guide = (last, spec) if fresh else None
+            if self._guide is None and not self._unguarded:
+                log.warning("guard_without_guide task=%s: every update passes it", self._task)
+                self._unguarded = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -94,22 +98,25 @@ class Judge:
                 await self._measure(self._evaluate, release, spec)
             if self._guide is not None and self._to_guide is not None:
                 (base, task), self._to_guide = self._to_guide, None
-                self._guided = (base.version, task)
-                await self._train(self._guide, base, task.params)
+                self._guided = (base.version, task)  # what it writes is news, too
+                if not await self._train(self._guide, base, task.params):
+                    self._guided = None
 
-    async def _train(self, guide: Guide, base: Release, spec: ParamSpec) -> None:
+    async def _train(self, guide: Guide, base: Release, spec: ParamSpec) -> bool:
+        """Whether it has come to something; if not, it is tried again when there is news."""
         blob = await self._store.blob(base.params_blob)
         if blob is None:
-            return
+            return False
         try:
             delta = await asyncio.to_thread(_step, guide, spec, params_of(blob))
         except Exception as exc:  # the user's code must not stop the fold
             where = None if isinstance(exc, ValueError | ConfigError) else exc
             told = "guide_failed task=%s version=%d error=%s"
             log.log(logging.ERROR, told, self._task, base.version, exc, exc_info=where)
-            return
+            return False
         log.info("guided task=%s version=%d", self._task, base.version)
         await self._store.append(Guided(base.version, delta.astype("<f4").tobytes()))
+        return True
 
     async def _measure(self, evaluate: Evaluate, release: Release, spec: ParamSpec) -> None:
         blob = await self._store.blob(release.params_blob)

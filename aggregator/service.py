@@ -253,7 +253,7 @@ async def _fold_on(
         entries = await store.read(fold.state.cursor, count=count, block_ms=block_ms)
         if not entries:
             continue
-        await asyncio.to_thread(_apply, fold, entries, monotonic() + settings.lease_s / 4)
+        await _applied(fold, entries, store, settings, position)
         changes = fold.take_changes()
         committed = await store.commit(
             fold.state,
@@ -270,6 +270,27 @@ async def _fold_on(
         archiver.look(fold.state.cursor, sum(_bytes(entry.body) for entry in entries))
         _report(task, changes, fold.state)
         count = _next_count(entries, count)
+
+
+async def _applied(
+    fold: Fold,
+    entries: Sequence[Entry],
+    store: TaskStore,
+    settings: AggregatorSettings,
+    position: Position,
+) -> None:
+    """Fold, and keep the lease meanwhile: one entry may take long where a rule compares many."""
+    quarter_s = settings.lease_s / 4
+    applying = asyncio.ensure_future(
+        asyncio.to_thread(_apply, fold, entries, monotonic() + quarter_s)
+    )
+    try:
+        while not (await asyncio.wait({applying}, timeout=2 * quarter_s))[0]:
+            if not await store.hold(round(settings.lease_s * 1000), run_id=position.run_id):
+                raise StaleMemoryError
+        applying.result()
+    finally:
+        applying.cancel()
 
 
 async def _until_deadline(store: TaskStore, fold: Fold, clock: LogClock, longest_ms: int) -> int:
