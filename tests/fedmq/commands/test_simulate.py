@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tomllib
@@ -104,21 +103,25 @@ def test_who_interrupts_hears_what_was_reached(tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-c", _SOON, str(file)], env=ENV, stderr=subprocess.PIPE, text=True
     )
-    _, said = running.communicate(timeout=60)
+    try:
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert re.search(r"stopped; long: \d+ uploads, version \d+", said), said
     assert "Traceback" not in said
 
 
-_SOON = f"""
-import os, sys
+_SOON = """
+import os, signal, sys
 from fedmq import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 from fedmq.simulator.virtual import training
 done, bench = training.Bench.done, []
 def interrupted(self, work):
     bench.append(work)
     if len(bench) == 30:
-        os.kill(os.getpid(), {int(signal.SIGINT)})  # as Ctrl-C does
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
     return done(self, work)
 training.Bench.done = interrupted
 cli.main(["simulate", sys.argv[1]])
