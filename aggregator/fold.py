@@ -28,7 +28,7 @@ from aggregator.carrying import begun, carried, names_of
 from aggregator.deciding import Decided, Observer, decided
 from aggregator.fairness import shares_of
 from aggregator.gate import done_because, finish_ms
-from aggregator.pacing import LATE, Pacing, paced, roused, scored
+from aggregator.pacing import LATE, Pacing, noted, paced, scored
 from aggregator.publishing import Publisher, params_of
 from aggregator.state import (
     Answer,
@@ -327,6 +327,7 @@ class Fold:
         if self._strategy is not None:
             state.model, changed = self._strategy.forget(state.model, device)
             changes.vectors |= changed
+            state.buffered_ms = state.buffered_ms if state.model.buffered else 0
         state.devices[device] = DeviceRecord(banned=True)
         changes.devices.add(device)
         changes.answers.pop(device, None)
@@ -459,8 +460,8 @@ class Fold:
         tally.payload_bytes += len(header.payload)
         tally.weight += weight
         record.folded += 1
-        if standing.spec.pace.concurrency and SCORE in header.metrics:
-            self.state.pacing = scored(self.state.pacing, header.metrics[SCORE])
+        if standing.spec.pace.concurrency:
+            self._note_pace(standing.spec, verdict.base_version, header.metrics.get(SCORE))
         record.staleness_sum += verdict.staleness
         record.weight += weight
         record.base = max(record.base, verdict.base_version)
@@ -558,7 +559,13 @@ class Fold:
         if isinstance(outcome, Advanced):
             self.changes.vectors |= outcome.changed
             self._advanced(ms)
-            state.pacing = roused(state.pacing)
+
+    def _note_pace(self, spec: TaskSpec, base: int, score: float | None) -> None:
+        """One update more tells how many train at once, and maybe how much it was wanted."""
+        state = self.state
+        state.pacing = noted(state.pacing, spec, base=base, folded=state.tally.folded)
+        if score is not None:
+            state.pacing = scored(state.pacing, score)
 
     def _pace(self, spec: TaskSpec) -> None:
         """After a publication: is another share of the fleet to train?"""
@@ -574,7 +581,6 @@ class Fold:
                 spec,
                 version=state.published.version,
                 folded=tally.folded,
-                staleness=tally.staleness_sum,
                 late=tally.rejected.get(LATE, 0),
             )
         state.pacing = fresh

@@ -1,13 +1,15 @@
 """How large a share of the fleet is to train: a controller, part of the fold. Pure.
 
-Of N devices that train at once about N / K send within one version, so the mean staleness is about
-N / K: what is folded tells how many there are. In rounds everything is fresh, or it is refused as
-too stale: there N is what was folded and what came late. It looks only as often as so many updates
-have come as are under way, because those before were begun under another share.
+An update tells how many train at once: those that were folded since its device took its base. When
+that was is not known, but that it was while the base was the newest published one: half of what was
+folded in that time is counted. In rounds everything is fresh, or it is refused as too stale: there
+it is what was folded and what came late. It looks only as often as so many updates have come as
+are under way, because those before were begun under another share.
 
 Everything follows from the log. It refuses nothing: who trains without being asked is folded.
 """
 
+from itertools import zip_longest
 from math import sqrt
 from typing import Final
 
@@ -26,6 +28,16 @@ SCORE_MEMORY: Final = 16
 SCORE_FACTOR: Final = 4.0
 """A score counts as no more than so many times the mean, and no less than its so manyth part."""
 
+SCORE_DRIFT: Final = 2.0
+"""Between two looks the mean score moves by no more than this factor, whoever is loud."""
+
+MARKS: Final = 64
+"""Publications of which it is remembered when they were made; who trains from an older one counts
+like one of FAR."""
+
+FAR: Final = 4
+"""One update speaks for no more than so many times the devices that are wanted."""
+
 ENOUGH: Final = 1.25
 """A hint is said again when it is further off than by this factor."""
 
@@ -36,20 +48,27 @@ class Pacing(msgspec.Struct, frozen=True):
     Attributes:
         share: of the fleet that is to train.
         score: the mean score of updates; 0: none was heard.
+        anchor: that mean when it last looked; 0: it has not.
         said: the hint that is retained; None: there is none.
-        version: the newest publication that it has seen; -1: none.
-        folded: the task's updates when it last looked,
-        staleness: the sum of their staleness,
-        late: and those that were too stale.
+        marks: of the newest publications: the version, and the updates folded until then.
+        came: updates that were folded since it last looked,
+        doubled: and twice the sum of how many were under way, as each of them tells.
+        late: the task's updates that were too stale when it last looked.
     """
 
     share: float = 1.0
     score: float = 0.0
+    anchor: float = 0.0
     said: PaceHint | None = None
-    version: int = -1
-    folded: int = 0
-    staleness: int = 0
+    marks: tuple[tuple[int, int], ...] = ()
+    came: int = 0
+    doubled: int = 0
     late: int = 0
+
+    @property
+    def version(self) -> int:
+        """The newest publication that it has seen; -1: none."""
+        return self.marks[-1][0] if self.marks else -1
 
 
 def scored(pacing: Pacing, score: float) -> Pacing:
@@ -60,17 +79,30 @@ def scored(pacing: Pacing, score: float) -> Pacing:
     if not mean:
         return msgspec.structs.replace(pacing, score=score)
     held = min(max(score, mean / SCORE_FACTOR), mean * SCORE_FACTOR)
-    return msgspec.structs.replace(pacing, score=mean + (held - mean) / SCORE_MEMORY)
+    fresh, anchor = mean + (held - mean) / SCORE_MEMORY, pacing.anchor or mean
+    fresh = min(max(fresh, anchor / SCORE_DRIFT), anchor * SCORE_DRIFT)
+    return msgspec.structs.replace(pacing, score=fresh)
 
 
-def roused(pacing: Pacing) -> Pacing:
-    """A buffer was flushed by time: too few are awake. Twice the share."""
-    return msgspec.structs.replace(pacing, share=min(1.0, 2.0 * pacing.share))
+def noted(pacing: Pacing, spec: TaskSpec, *, base: int, folded: int) -> Pacing:
+    """With one more update that was folded.
+
+    Args:
+        pacing: what is remembered.
+        spec: the task.
+        base: the version it was trained from.
+        folded: updates since the origin, this one included.
+    """
+    most = 2 * FAR * spec.pace.concurrency
+    under_way = most
+    for (version, since), following in zip_longest(pacing.marks, pacing.marks[1:]):
+        if version == base:
+            until = folded if following is None else following[1]
+            under_way = min(2 * folded - since - until, most)
+    return msgspec.structs.replace(pacing, came=pacing.came + 1, doubled=pacing.doubled + under_way)
 
 
-def paced(
-    pacing: Pacing, spec: TaskSpec, *, version: int, folded: int, staleness: int, late: int
-) -> Pacing:
+def paced(pacing: Pacing, spec: TaskSpec, *, version: int, folded: int, late: int) -> Pacing:
     """After a publication: look at what came since, move the share, say it if it is news.
 
     The share is multiplied by sqrt(concurrency / N), between 1/2 and 2: half the way, because what
@@ -81,26 +113,26 @@ def paced(
         spec: the task.
         version: that was published.
         folded: updates since the origin.
-        staleness: the sum of theirs.
         late: updates that were too stale.
     """
-    wanted, size = spec.pace.concurrency, spec.strategy.buffer_size
-    if spec.strategy.name == "fedasync":
-        size = 1  # every update is a version
+    wanted = spec.pace.concurrency
     if not wanted:
         return Pacing()
-    new, stale, behind = folded - pacing.folded, staleness - pacing.staleness, late - pacing.late
-    share = pacing.share
-    came, rounds = new + behind, spec.strategy.synchronous
-    stale += behind * (spec.strategy.staleness_bound + 1)  # at least
-    busy = float(came) if rounds else stale / max(came, 1) * size
-    looks = came > 0 and (rounds or came >= max(wanted, busy))
-    if looks:
-        ratio = 4.0 if busy * 4.0 <= wanted else max(wanted / busy, 0.25)
-        share = min(1.0, max(SHARE_LEAST, share * sqrt(ratio)))
-        pacing = msgspec.structs.replace(pacing, folded=folded, staleness=staleness, late=late)
-    fresh = msgspec.structs.replace(pacing, share=share, version=version)
-    return msgspec.structs.replace(fresh, said=_said(fresh))
+    first, came = not pacing.marks, pacing.came
+    rounds = spec.strategy.synchronous
+    behind = min(late - pacing.late, FAR * wanted)
+    busy = float(came + behind) if rounds else pacing.doubled / (2 * max(came, 1))
+    marks = (*pacing.marks, (version, folded))[-MARKS:]
+    pacing = msgspec.structs.replace(pacing, marks=marks)
+    if first or (came > 0 and (rounds or came >= max(wanted, busy))):
+        share = pacing.share
+        if not first:
+            ratio = 4.0 if busy * 4.0 <= wanted else max(wanted / busy, 0.25)
+            share = min(1.0, max(SHARE_LEAST, share * sqrt(ratio)))
+        pacing = msgspec.structs.replace(
+            pacing, share=share, came=0, doubled=0, late=late, anchor=pacing.score
+        )
+    return msgspec.structs.replace(pacing, said=_said(pacing))
 
 
 def _said(pacing: Pacing) -> PaceHint:

@@ -36,6 +36,10 @@ BUFFERED: Final = frozenset({"fedbuff", "fadas", *SYNCHRONOUS})
 """Strategies that add up a buffer of K contributions: a rule may stand in the mean's place."""
 
 
+ROWS_BYTES_MAX: Final = 1 << 31
+"""What a strategy may keep of single contributions or models, in bytes."""
+
+
 class StalenessOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[strategy.staleness]`: the staleness weight and its parameters (FedAsync, section 5.2).
 
@@ -188,15 +192,43 @@ def gain_of(strategy: StrategyOptions) -> float:
             return 1.0 / strategy.buffer_size
 
 
-def check_strategy(strategy: StrategyOptions, *, sparse: bool) -> None:
+def check_strategy(strategy: StrategyOptions, *, sparse: bool, size: int) -> None:
     """Check what the types alone cannot. Raises ConfigError.
 
     Args:
         strategy: the table.
         sparse: whether the task's codec leaves out coordinates.
+        size: parameters that travel.
     """
-    robust = strategy.robust
-    table = "strategy.robust"
+    _check_plain(strategy)
+    _check_robust(strategy, sparse=sparse)
+    if strategy.name == "fedfa" or strategy.robust.keeps_rows:
+        most = ROWS_BYTES_MAX // (4 * size)
+        if strategy.buffer_size > most:
+            remedy = f"must not exceed {most}: so many models of {size} parameters are kept"
+            raise ConfigError("strategy.buffer_size", remedy)
+
+
+def _check_plain(strategy: StrategyOptions) -> None:
+    """Fields that mean nothing as the others stand."""
+    told, plain = strategy.staleness, StalenessOptions()
+    if told.kind == "paper" and (told.a, told.b) != (plain.a, plain.b):
+        remedy = 'is not heeded with kind = "paper": name the kind, "polynomial" or "hinge"'
+        raise ConfigError(f"strategy.staleness.{'b' if told.a == plain.a else 'a'}", remedy)
+    if strategy.contributions_max > 1 and strategy.name != "fedbuff":
+        remedy = f'must be 1 with strategy.name = "{strategy.name}": only fedbuff takes merged ones'
+        raise ConfigError("strategy.contributions_max", remedy)
+    if strategy.contributions_max > 1 and strategy.robust.keeps_rows:
+        remedy = "must be 1 where contributions are compared: a merged one is no device's"
+        raise ConfigError("strategy.contributions_max", remedy)
+    if strategy.divide_by != "buffer_size" and strategy.name not in {"fedbuff", "fadas"}:
+        remedy = f'means nothing with strategy.name = "{strategy.name}": leave it out'
+        raise ConfigError("strategy.divide_by", remedy)
+
+
+def _check_robust(strategy: StrategyOptions, *, sparse: bool) -> None:
+    """Rules that cannot hold."""
+    robust, table = strategy.robust, "strategy.robust"
     if robust.keeps_rows and strategy.name not in BUFFERED:
         remedy = f'strategy.name = "{strategy.name}" has no buffer to look at: use "fedbuff"'
         raise ConfigError(f"{table}.{_why_rows(robust)}", remedy)
@@ -213,15 +245,6 @@ def check_strategy(strategy: StrategyOptions, *, sparse: bool) -> None:
         if strategy.buffer_size < least:
             remedy = f"must be at least 2 byzantine + 3 = {least} for a rule to hold"
             raise ConfigError("strategy.buffer_size", remedy)
-    if strategy.contributions_max > 1 and strategy.name != "fedbuff":
-        remedy = f'must be 1 with strategy.name = "{strategy.name}": only fedbuff takes merged ones'
-        raise ConfigError("strategy.contributions_max", remedy)
-    if strategy.contributions_max > 1 and robust.keeps_rows:
-        remedy = "must be 1 where contributions are compared: a merged one is no device's"
-        raise ConfigError("strategy.contributions_max", remedy)
-    if strategy.divide_by != "buffer_size" and strategy.name not in {"fedbuff", "fadas"}:
-        remedy = f'means nothing with strategy.name = "{strategy.name}": leave it out'
-        raise ConfigError("strategy.divide_by", remedy)
 
 
 def _why_rows(robust: RobustOptions) -> str:

@@ -361,7 +361,9 @@ def read_task_file(text: str) -> TaskFile:
 def checked_spec(spec: TaskSpec) -> TaskSpec:
     """Check what the types alone cannot. Raises ConfigError."""
     _check_uplink(spec)
-    check_strategy(spec.strategy, sparse=codec_by_name(spec.codec.name).sparse)
+    check_strategy(
+        spec.strategy, sparse=codec_by_name(spec.codec.name).sparse, size=spec.params.wire_size
+    )
     check_step(spec.publish.step)
     _check_personal(spec)
     if not 0 < spec.codec.density <= 1:
@@ -373,6 +375,9 @@ def checked_spec(spec: TaskSpec) -> TaskSpec:
     for name, value in spec.train.options.items():
         if isinstance(value, float) and not isfinite(value):
             raise ConfigError(f"train.options.{name}", "must be finite: JSON knows no other number")
+    if spec.gate.holds and spec.strategy.synchronous:
+        remedy = f'must be left out with strategy.name = "{spec.strategy.name}": a version that is'
+        raise ConfigError("gate", f"{remedy} held back would end its rounds")
     if spec.gate.metric and spec.gate.by == "devices" and not spec.gate.canary:
         remedy = 'must be above 0: with gate.by = "devices" somebody must try a version first'
         raise ConfigError("gate.canary", remedy)

@@ -56,12 +56,16 @@ class Row(msgspec.Struct, frozen=True):
     Attributes:
         name: of its vector in the state: the weighted delta, float32, shape (size,).
         device: whose it is.
-        weight: with which its delta was multiplied.
+        weight: with which its delta was multiplied; of several the mean.
+        delay: the largest staleness in it.
+        count: of how many contributions of this device it is the mean.
     """
 
     name: str
     device: DeviceId
     weight: float
+    delay: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,16 +133,17 @@ def test_a_row_that_waits_for_its_turn_has_its_deadline_counted_from_the_last_ve
     assert found.fold.next_deadline_ms() == found.now_ms + 1000
     found.tick(1000)
     assert found.state.model.version == 2
-    assert found.model.tolist() == [6.0] * SIZE
+    assert found.model.tolist() == [5.0] * SIZE
     assert found.fold.next_deadline_ms() is None
 
 
 def test_another_specification_folds_rows_that_wait_too():
     found = world(buffer_size=5, robust=ROWS)
-    found.send(vector(5), device="a")
-    found.send(vector(10), device="a")
+    for device in "abc":
+        found.send(vector(5), device=device)
+        found.send(vector(10), device=device)
     found.respecify(make_spec())
-    assert found.model.tolist() == [3.0] * SIZE
+    assert found.model.tolist() == [9.0] * SIZE
     assert set(found.state.model.vectors) == {"params", "total"}
     assert found.state.model.rows == ()
 

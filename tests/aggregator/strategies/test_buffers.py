@@ -144,12 +144,13 @@ def test_a_buffer_is_full_when_k_devices_have_a_row_in_it():
     assert state.buffered == 4
     assert [(row.device, row.weight) for row in state.rows] == [
         ("a", 1),
-        ("a", 2),
+        ("a", 1),
         ("b", 1),
         ("b", 1),
         ("c", 1),
         ("d", 1),
     ]
+    assert [row.count for row in state.rows] == [1, 2, 1, 1, 1, 1]
     state, _ = strategy.fold(state, contribution(dense(1, 1), "e"), {})
     assert (state.version, state.buffered) == (1, 2)
     assert set(state.vectors) == {"params", *(row.name for row in state.rows)}

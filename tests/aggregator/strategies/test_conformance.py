@@ -225,10 +225,13 @@ TABLE = (
             Up(4, 0, 0, device="d"),
             Up(1000, 0, 3, device="e"),
             Up(2, 1, 3, device="a"),
-            Up(3, 1, 3, device="a"),  # added to the one that waits: 5
-            Flush(5),  # a fifth of 10
-            Flush(6),
-            Flush(6),
+            Up(3, 1, 3, device="a"),  # 10 stands now, the mean of 2 and 3 waits
+            Up(5, 1, 3, device="b"),
+            Up(5, 1, 3, device="c"),
+            Flush(6),  # three fifths of 5
+            Up(1000, 1, 6, device="e"),
+            Flush(7.5),  # 2.5, 1000, and 0 for the third that must be there: three fifths of 2.5
+            Flush(7.5),
         ),
     ),
     Row(
@@ -240,7 +243,11 @@ TABLE = (
             *(Up(1, 0, 0, device=name) for name in "bcd"),
             Up(1, 0, 1, device="e"),
             Up(4, 1, 1, device="a"),
-            Flush(5),
+            Flush(1),
+            Up(4, 1, 1, device="b"),
+            Up(6, 1, 1, device="c"),
+            Up(8, 1, 1, device="d"),
+            Flush(7),
         ),
     ),
 )
