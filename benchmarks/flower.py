@@ -1,11 +1,12 @@
 """The same fleet, model and data under Flower (PyPI `flwr`, its simulation) and here.
 
-Flower runs FedAvg, the closest it ships: it has no asynchronous strategy. Both train by the same
-lines (`edge_agent.trainers`), from the same first model on the same split of the digits, until the
-mean of three evaluations is 90 %. Bytes: of Flower the float32 arrays of every update and model,
-without anything that gRPC adds; ours are whole messages, manifests and models. Seconds are real and
-begin when the simulation begins: Flower's hold the start of Ray. Flower is installed into .cache/
-by this script.
+Flower runs FedAvg, the closest it ships: it has no asynchronous strategy. The same SGD there and
+here, written twice: Flower's clients call the trainer of `edge_agent.trainers`, ours is the
+simulator's, which trains many devices in one call and is tested against that. Both begin with the
+same model on the same split of the digits, until the mean of three evaluations is 90 %. Bytes: of
+Flower the float32 arrays of every update and model, without anything that gRPC adds; ours are whole
+messages, manifests and models. Seconds are real and begin when the simulation begins: Flower's hold
+the start of Ray. Flower is installed into .cache/ by this script.
 """
 
 import json
