@@ -8,13 +8,26 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check format lint types contract contracts platforms bench servers clean
+.PHONY: demo test test-rest test-soaks check format lint types contract contracts platforms bench servers clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/fedmq demo $(ARGS)
 
+# Soaks stand in line, each taking what there is: they run beside the others, not between them.
+SOAKS := tests/integration/test_soak.py
+
 test: $(VENV)/.dev servers
+ifdef ARGS
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+else
+	@$(MAKE) --no-print-directory -j 2 test-soaks test-rest
+endif
+
+test-rest:
+	$(BIN)/python -m pytest -n 2 --ignore $(SOAKS)
+
+test-soaks:
+	$(BIN)/python -m pytest -q --no-header $(SOAKS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

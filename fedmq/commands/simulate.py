@@ -98,14 +98,16 @@ def _run(
     try:
         # The engine takes a second to import, and `fedmq --help` must not
         from fedmq.commands import simulating  # noqa: PLC0415
-        from fedmq.simulator.virtual.plots import refuse_without_matplotlib  # noqa: PLC0415
+        from fedmq.simulator.virtual import plots as pictures  # noqa: PLC0415
         from fedmq.simulator.virtual.report import kept  # noqa: PLC0415
 
         if plots is not None:
-            refuse_without_matplotlib()
+            pictures.refuse_without_matplotlib()
         sofar = simulating.Sofar()
         try:
             chosen = simulating.fleets_of(files, simulating.Changes(*changes))
+            if plots is not None:
+                pictures.refuse_folder(plots)
             outcomes = simulating.simulated(chosen, sofar)
             simulating.tell(outcomes, plots, as_json=as_json)
         except KeyboardInterrupt:

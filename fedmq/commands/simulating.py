@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fedmq.simulator.soak.run import this_machine
 from fedmq.simulator.virtual import compare, report
 from fedmq.simulator.virtual.engine import run
-from fedmq.simulator.virtual.fleet import FleetFile, checked_fleet
+from fedmq.simulator.virtual.fleet import FleetFile, check_target, checked_fleet
 from fedmq.simulator.virtual.fleet import Progress as Reached
 from fedmq.simulator.virtual.fleet_file import read_fleet
 from fedmq.simulator.virtual.learning.learner import NetworkLearner, learner_of
@@ -84,10 +84,13 @@ def fleets_of(files: Sequence[Path], changes: Changes) -> list[FleetFile]:
     """Read them; none: the built-in one. All have the first one's target. Raises ConfigError."""
     fleets = [changes.of(read_fleet(file)) for file in files] or [changes.of(preset())]
     target = fleets[0].stop.target
-    return [
+    found = [
         msgspec.structs.replace(fleet, stop=msgspec.structs.replace(fleet.stop, target=target))
         for fleet in fleets
     ]
+    for fleet in found:
+        check_target(fleet)
+    return found
 
 
 def simulated(fleets: Sequence[FleetFile], sofar: Sofar) -> list[Outcome]:

@@ -286,8 +286,8 @@ BUGS = {
     ),
     "a checkpoint without its momentum": (
         "aggregator/checkpoint.py",
-        "        for name in sorted(changes.vectors)\n",
-        '        for name in sorted(changes.vectors - {"momentum"})\n',
+        "        name: vector_to_bytes(living[name])\n",
+        '        name: vector_to_bytes(living[name] * (name != "momentum"))\n',
     ),
 }
 

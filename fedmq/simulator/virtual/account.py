@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Final
 
 from aggregator.fold import Decided
@@ -13,7 +14,7 @@ LOWER: Final = frozenset({"loss", "rmse", "nasa", "mae"})
 """Figures that are better when they are lower."""
 
 IN_A_ROW: Final = 3
-"""Samples whose mean must meet a target."""
+"""Versions over which the mean must meet a target."""
 
 QUANTILES: Final = 1000
 
@@ -68,15 +69,29 @@ class Account:
         return sum(s * n for s, n in self.staleness.items()) / count if count else 0.0
 
 
-def meets(samples: list[Sample], target: dict[str, float]) -> bool:
-    """Whether the mean of the last samples is as good as was asked for."""
+def met(samples: list[Sample], target: dict[str, float]) -> Sample | None:
+    """When the mean of the last IN_A_ROW versions that were measured is as good as asked for.
+
+    Of a version that was measured more than once the newest sample counts. Returned is the first
+    sample of the version in the middle, or of the latest of those that several figures ask for: a
+    mean over three is as old as that, whether versions come every ten uploads or every thousand.
+    None: not yet.
+    """
+    middles: list[int] = []
     for figure, wanted in target.items():
-        last = [s.figures[figure] for s in samples[-IN_A_ROW:] if figure in s.figures]
-        if len(last) < IN_A_ROW:
-            return False
-        mean = sum(last) / IN_A_ROW
-        return mean <= wanted if figure in LOWER else mean >= wanted
-    return False
+        last: dict[int, float] = {}
+        for sample in reversed(samples):
+            if figure in sample.figures:
+                last.setdefault(sample.version, sample.figures[figure])
+            if len(last) == IN_A_ROW:
+                break
+        else:
+            return None
+        mean = sum(last.values()) / IN_A_ROW
+        if not (mean <= wanted if figure in LOWER else mean >= wanted):
+            return None
+        middles.append(list(last)[IN_A_ROW // 2])
+    return next((s for s in samples if middles and s.version == max(middles)), None)
 
 
 def participation(weights: Iterable[float]) -> Participation:
@@ -87,12 +102,29 @@ def participation(weights: Iterable[float]) -> Participation:
         return Participation(0, 0.0, 0.0, 0.0, [])
     shares = [weight / total for weight in ascending]
     ranked = sum(rank * share for rank, share in enumerate(shares, start=1))
-    step = max(1.0, count / QUANTILES)
-    picked = [shares[int(i * step)] for i in range(min(count, QUANTILES))]
     return Participation(
         devices=count,
         most=shares[-1],
         top_tenth=sum(shares[count - (count + 9) // 10 :]),
         gini=2.0 * ranked / count - (count + 1) / count,
-        shares=picked,
+        shares=binned(shares),
     )
+
+
+def binned(shares: list[float]) -> list[float]:
+    """Means of QUANTILES bins of equal width, so that the sum over all devices stays what it is.
+
+    Where a border falls within a device, each bin has its part of it. Few shares stay as they are.
+    """
+    count = len(shares)
+    if count <= QUANTILES:
+        return shares
+    sums = [0.0, *accumulate(shares)]
+
+    def until(place: float) -> float:
+        whole = min(int(place), count - 1)
+        return sums[whole] + (place - whole) * shares[whole]
+
+    width = count / QUANTILES
+    borders = [until(number * width) for number in range(QUANTILES + 1)]
+    return [(end - begin) / width for begin, end in pairwise(borders)]

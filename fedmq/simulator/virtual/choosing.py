@@ -4,7 +4,8 @@ Drawing a few instead of ranking all (Mitzenmacher, "The Power of Two Choices in
 Balancing", 2001) keeps the cost of a choice the same in every fleet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,13 @@ DRAWN: Final = 8
 """Candidates for a slot."""
 
 TRIES: Final = 256
-"""After so many devices that cannot be had, nobody is chosen this time."""
+"""After so many draws it is chosen among whom was found; in a large fleet that may be nobody."""
+
+SMALL: Final = 1024
+"""A fleet of so many devices is looked through as a whole before nobody is found."""
+
+MISSES: Final = 8
+"""So many times in a row nobody may be found before a round begins with fewer devices."""
 
 
 class Chooser:
@@ -43,9 +50,14 @@ class Chooser:
         self._drawn: list[int] = []
         self._mean = 0.0
 
-    def one(self, now_s: float) -> int | None:
-        """Choose a device; None: nobody was found."""
-        found = self._candidates(now_s)
+    def one(self, now_s: float, besides: Collection[int] = ()) -> int | None:
+        """Choose a device; None: nobody was found.
+
+        Args:
+            now_s: when.
+            besides: who is not to be chosen.
+        """
+        found = self._candidates(now_s, besides)
         if not found:
             return None
         if self._score is None or len(found) == 1 or self._rng.random() < self._explore:
@@ -59,26 +71,33 @@ class Chooser:
         return found[best.index(max(best))]
 
     def some(self, count: int, now_s: float) -> list[int]:
-        """Choose up to so many different devices."""
+        """Choose up to so many different devices; in a small fleet all that can be had."""
         found: dict[int, None] = {}
-        for _ in range(TRIES + 8 * count):
-            if len(found) >= min(count, self._devices):
+        misses = 0
+        while len(found) < min(count, self._devices):
+            device = self.one(now_s, found)
+            if device is not None:
+                found[device], misses = None, 0
+                continue
+            misses += 1
+            if not found or misses == MISSES or self._devices <= SMALL:
                 break
-            device = self.one(now_s)
-            if device is None:
-                break
-            found[device] = None
         return list(found)
 
-    def _candidates(self, now_s: float) -> list[int]:
-        wanted, found = 1 if self._score is None else DRAWN, dict[int, None]()
+    def _candidates(self, now_s: float, besides: Collection[int]) -> list[int]:
+        wanted = 1 if self._score is None else min(DRAWN, self._devices)
+        found: dict[int, None] = {}
         for _ in range(TRIES):
             device = self._next()
-            if self._may(device, now_s):
+            if device not in besides and self._may(device, now_s):
                 found[device] = None
                 if len(found) == wanted:
                     break
-        return list(found)
+        if found or self._devices > SMALL:
+            return list(found)
+        order = self._rng.permutation(self._devices).tolist()
+        there = (d for d in order if d not in besides and self._may(d, now_s))
+        return list(islice(there, wanted))
 
     def _next(self) -> int:
         if not self._drawn:

@@ -5,8 +5,9 @@ moments at which devices wake are drawn and sorted once a period, in the other m
 drawn one by one until one can be had.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
 from math import ceil, inf
@@ -14,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from fedmq.simulator.virtual.account import Account, meets, participation
+from fedmq.simulator.virtual.account import Account, met, participation
 from fedmq.simulator.virtual.availability import Availability, read_trace
 from fedmq.simulator.virtual.choosing import Chooser
 from fedmq.simulator.virtual.draws import CHOICE, WAKE, generator
@@ -28,7 +29,6 @@ from fedmq.simulator.virtual.server import EPOCH, Server
 from fedmq.simulator.virtual.training import Bench
 from schemas.errors import ConfigError
 from schemas.log import Entry
-from schemas.outcomes import FOLDED
 from schemas.pace import takes_part
 from schemas.params import Params
 
@@ -63,22 +63,47 @@ class Guides(Protocol):
 
 
 class What(IntEnum):
-    """What happens. Of events at the same moment the one that was planned first comes first."""
+    """What happens to a device. At the same moment what was planned first comes first."""
 
     SEND = 1
     ARRIVE = 2
-    TICK = 3
-    LEASE = 4
-    AGAIN = 5
-    DEADLINE = 6
+
+
+class Alarm(IntEnum):
+    """What waits for time alone: one of each, and who sets it anew has forgotten the old one.
+
+    At the same moment they come after what happens to devices, in this order.
+    """
+
+    TICK = 1
+    LEASE = 2
+    AGAIN = 3
+    DEADLINE = 4
 
 
 @dataclass(slots=True)
 class Slots:
-    """Of mode "slots": how many are not taken, and whether somebody is to look again."""
+    """Of mode "slots".
 
-    free: int
-    looks: bool = False
+    Attributes:
+        count: how many there are.
+        held: those that are taken, oldest first: when a lease ends, by its number.
+        leases: that were given so far.
+    """
+
+    count: int
+    held: OrderedDict[int, float] = field(default_factory=OrderedDict)
+    leases: int = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether one is not taken."""
+        return len(self.held) < self.count
+
+    @property
+    def ends_s(self) -> float:
+        """When the oldest lease ends; infinite: none is held."""
+        return next(iter(self.held.values()), inf)
 
 
 def run(
@@ -127,10 +152,10 @@ class Simulation:
             generator(fleet.seed, CHOICE),
         )
         self._slots = Slots(fleet.concurrency if fleet.participation.mode == "slots" else 0)
-        self._round = 0
-        self._heap: list[tuple[float, int, What, object]] = []
+        self._heap: list[tuple[float, int, What, Flight]] = []
+        self._alarms = dict.fromkeys(Alarm, inf)
         self._order = 0
-        self._ticks_s: float | None = None
+        self._samples_at = fleet.measure.every
         self._measured: tuple[int, dict[str, float]] = (-1, {})
         self._reached: Sample | None = None
         self._now_s = 0.0
@@ -139,6 +164,8 @@ class Simulation:
         """Work off events until the run is over."""
         mode = self._fleet.participation.mode
         self._sample()
+        self._refuse_strange_target()
+        self._heed_time()
         if mode == "slots":
             self._fill()
         elif mode == "rounds":
@@ -148,45 +175,48 @@ class Simulation:
         limit_s = self._fleet.stop.seconds
         while not self._is_over():
             planned_s = self._heap[0][0] if self._heap else inf
-            wakes_s = wake[0] if wake else inf
-            if min(planned_s, wakes_s) > limit_s:
+            alarm = min(self._alarms, key=self._alarms.__getitem__)
+            at_s = min(planned_s, self._alarms[alarm], wake[0] if wake else inf)
+            if at_s > limit_s:
                 self._now_s = limit_s
                 break
+            self._now_s = at_s
             self._account.events += 1
-            if wake and wakes_s < planned_s:
-                self._now_s = wakes_s
+            if planned_s == at_s:
+                _, _, what, flight = heappop(self._heap)
+                self._happen(what, flight)
+            elif self._alarms[alarm] == at_s:
+                self._alarms[alarm] = inf
+                self._ring(alarm)
+            elif wake:
                 self._wake(wake[1])
                 wake = next(wakes, None)
-            else:
-                self._now_s, _, what, subject = heappop(self._heap)
-                self._happen(what, subject)
-        if self._account.samples[-1].uploads != self._account.uploads:
+        if self._account.samples[-1].virtual_s != self._now_s:
             self._sample()
         return self._outcome()
 
     # -- events ----------------------------------------------------------------------------
 
-    def _plan(self, at_s: float, what: What, subject: object = None) -> None:
+    def _plan(self, at_s: float, what: What, flight: Flight) -> None:
         self._order += 1
-        heappush(self._heap, (at_s, self._order, what, subject))
+        heappush(self._heap, (at_s, self._order, what, flight))
 
-    def _happen(self, what: What, subject: object) -> None:
-        match what, subject:
-            case What.SEND, Flight() as flight:
+    def _happen(self, what: What, flight: Flight) -> None:
+        match what:
+            case What.SEND:
                 self._send(flight)
-            case What.ARRIVE, Flight() as flight:
+            case What.ARRIVE:
                 self._arrive(flight)
-            case What.LEASE, Flight() as flight:
-                self._release(flight)
-            case What.LEASE, None:
-                self._slots.free += 1
-                self._fill()
-            case What.TICK, _:
+
+    def _ring(self, alarm: Alarm) -> None:
+        match alarm:
+            case Alarm.TICK:
                 self._tick()
-            case What.AGAIN, _:
-                self._slots.looks = False
+            case Alarm.LEASE:
+                self._expire()
+            case Alarm.AGAIN:
                 self._fill()
-            case What.DEADLINE, number if number == self._round:
+            case Alarm.DEADLINE:
                 self._give_up_round()
 
     def _is_over(self) -> bool:
@@ -234,46 +264,50 @@ class Simulation:
         base = self.server.published
         period_s = self._fleet.availability.period_s
         attempt = int(max(0.0, self._now_s - base.at_s - period_s) / pace.lease_s)
-        known = self._population.present(number, self._now_s)
-        own = None if known is None else self._flights.score(known)
+        own = None if pace.select == "any" else self._score(number, self._now_s)
         name = f"d{number}"
         return takes_part(name, EPOCH, base.version, attempt, hint, own, pace.explore)
 
     # -- mode "slots" ----------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Give free slots to devices; when none can be had, look again later."""
-        while self._slots.free and not self._slots.looks:
+        """Give free slots to devices; where nobody is found, with the next slot or later again."""
+        slots = self._slots
+        while slots.free:
             number = self._chooser.one(self._now_s)
             if number is None:
-                self._slots.looks = True
-                self._plan(self._now_s + AGAIN_S, What.AGAIN)
-                return
-            self._slots.free -= 1
+                later_s = self._now_s + AGAIN_S
+                self._alarms[Alarm.AGAIN] = min(self._alarms[Alarm.AGAIN], later_s)
+                break
+            slots.leases += 1
             flight = self._begin(number)
             if flight is not None:
-                flight.holds_slot = True  # if it is None nobody knows: the lease runs all the same
-            self._plan(self._now_s + self._fleet.lease_s, What.LEASE, flight)
+                flight.lease = slots.leases  # if there is none nobody knows: the lease runs anyway
+            slots.held[slots.leases] = self._now_s + self._fleet.lease_s
+        self._alarms[Alarm.LEASE] = slots.ends_s
 
     def _release(self, flight: Flight) -> None:
-        """A slot is given on: its update has come, or its time is over."""
-        if flight.holds_slot:
-            flight.holds_slot = False
-            self._slots.free += 1
+        """A slot is given on: its update has come."""
+        if self._slots.held.pop(flight.lease, None) is not None:
             self._fill()
+
+    def _expire(self) -> None:
+        """Slots whose time is over are given on."""
+        while self._slots.ends_s <= self._now_s:
+            self._slots.held.popitem(last=False)
+        self._fill()
 
     # -- mode "rounds" ---------------------------------------------------------------------
 
     def _begin_round(self) -> None:
         """Choose devices for the newest model."""
-        self._round += 1
         part = self._fleet.participation
         wanted = ceil(part.over_selection * self.server.spec.strategy.buffer_size)
         chosen = self._chooser.some(wanted, self._now_s)
         for number in chosen:
             self._begin(number)
         wait_s = part.deadline_s if chosen else min(AGAIN_S, part.deadline_s)
-        self._plan(self._now_s + wait_s, What.DEADLINE, self._round)
+        self._alarms[Alarm.DEADLINE] = self._now_s + wait_s
 
     def _give_up_round(self) -> None:
         """Nothing has come: begin anew. Where something has, the fold's deadline ends the round."""
@@ -293,7 +327,7 @@ class Simulation:
 
     def _score(self, number: int, now_s: float) -> float | None:
         """How much a device is wanted."""
-        return self._flights.score(self._population.seen(number, now_s))
+        return self._flights.score(self._population.seen(number, now_s), now_s)
 
     def _begin(self, number: int) -> Flight | None:
         device = self._population.at(number, self._now_s)
@@ -323,28 +357,23 @@ class Simulation:
             device.busy = False
         else:
             self._plan(arrives_s, What.ARRIVE, flight)
-        if account.uploads % self._fleet.measure.every == 0:
-            self._sample()
 
     def _arrive(self, flight: Flight) -> None:
         flight.device.busy = False
         before = self.server.version
         decided = self.server.arrive(self._now_s, flight.device.name, flight.message)
-        flight.message, flight.before = b"", None  # its lease may be kept for long
         if decided is not None:
             self._account.decided(decided)
-            flight.device.folded += decided.outcome == FOLDED
         self._heed_time()
+        if self._account.uploads >= self._samples_at:
+            self._sample()
         self._release(flight)
         self._after(before)
 
     def _tick(self) -> None:
-        self._ticks_s = None
         before = self.server.version
-        due_s = self.server.due_s()
-        if due_s is not None and due_s <= self._now_s:
-            self.server.tick(self._now_s)
-        self._heed_time()
+        self.server.tick(self._now_s)
+        self._heed_time(LEAST_S)
         self._after(before)
 
     def _after(self, before: int) -> None:
@@ -352,13 +381,10 @@ class Simulation:
         if self._fleet.participation.mode == "rounds" and self.server.version != before:
             self._begin_round()
 
-    def _heed_time(self) -> None:
-        """Plan the next tick; one that has become too early does nothing."""
+    def _heed_time(self, rest_s: float = 0.0) -> None:
+        """Set the alarm for the next tick, after a rest at the earliest."""
         due_s = self.server.due_s()
-        if due_s is None or (self._ticks_s is not None and self._ticks_s <= due_s):
-            return
-        self._ticks_s = max(due_s, self._now_s + LEAST_S)
-        self._plan(self._ticks_s, What.TICK)
+        self._alarms[Alarm.TICK] = inf if due_s is None else max(due_s, self._now_s + rest_s)
 
     # -- what is told ----------------------------------------------------------------------
 
@@ -374,19 +400,27 @@ class Simulation:
         account, stop, published = self._account, self._fleet.stop, self.server.published
         figures = self._figures()
         account.sample(self._now_s, published.version, figures)
-        if meets(account.samples, stop.target):
-            self._reached = account.samples[-1]
+        every = self._fleet.measure.every
+        self._samples_at = (account.uploads // every + 1) * every
+        self._reached = self._reached or met(account.samples, stop.target)
         self._watch(
             Progress(account.uploads, stop.uploads, published.version, self._now_s, figures)
         )
 
+    def _refuse_strange_target(self) -> None:
+        """Raises ConfigError where nobody measures what the run is after."""
+        there = self._account.samples[0].figures
+        for figure in self._fleet.stop.target:
+            if figure not in there:
+                known = " and ".join(sorted(there))
+                remedy = f"is not measured with these data: there is {known}"
+                raise ConfigError(f"stop.target.{figure}", remedy)
+
     def _outcome(self) -> Outcome:
         account, fleet, state = self._account, self._fleet, self.server.state
         personal: dict[str, float] = {}
-        asked = fleet.task.train.personal
-        if (asked.method != "none" or asked.head_epochs) and isinstance(
-            self._learner, Personalises
-        ):
+        asked = fleet.task.train.personal.method != "none"
+        if asked and isinstance(self._learner, Personalises):
             found = self._learner.personal(self.server.published.params, at_s=self._now_s)
             personal = dict(found.figures)
         return Outcome(

@@ -1,11 +1,11 @@
 """A fleet: who trains what, on which links, when, and until when. Tables of a fleet file. Pure.
 
-What cannot be simulated is refused, not passed over: gates that devices judge by, and
-`[task.train.when]`, in whose place stand `[availability]` and `[energy]`.
+What is not simulated is refused, not passed over: see `_NOT_SIMULATED`.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from math import isfinite
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -16,7 +16,21 @@ from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec
 from schemas.strategy import NonNegative, Positive
-from schemas.task import TaskFile, TaskSpec
+from schemas.task import PersonalOptions, TaskFile, TaskSpec, TrainOptions
+
+_NOT_SIMULATED: Final = {
+    "params": "is not simulated: [data] hidden gives the network's tensors; leave it out",
+    "gate": "is not simulated: every version is published; leave it out",
+    "init": "is not simulated: the first model is drawn by the fleet's seed; leave it out",
+    "evaluate": "is not simulated: [measure] says when the model is measured; leave it out",
+    "finish.metric": "is not simulated: say it in [stop] target; leave it out",
+    "train.when": "is not simulated: say it in [availability] and [energy]; leave it out",
+    "train.personal.head_epochs": "is not simulated: all tensors are shared here; leave it out",
+}
+"""Of a task, by their names: what would go unheard, and what to do."""
+
+ROUNDS_PER_BASE: Final = (1, TrainOptions().rounds_per_base)
+"""Devices make one round on a base, since they send at once; the default says no more."""
 
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 Hours: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=24)]
@@ -114,7 +128,7 @@ class StopOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         uploads: after so many; 0: not for that.
         versions: at this version; 0: not for that.
         seconds: of virtual time.
-        target: one figure and the value that is good enough, as a mean of three samples.
+        target: one figure and the value that is good enough, as a mean of three versions.
     """
 
     uploads: Whole = 0
@@ -127,7 +141,7 @@ class MeasureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[measure]`: how often the published model is measured.
 
     Attributes:
-        every: uploads.
+        every: uploads; a sample is taken as soon as the next update has been folded.
     """
 
     every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 25
@@ -205,10 +219,24 @@ class Progress:
     figures: dict[str, float]
 
 
+def check_target(fleet: FleetFile) -> None:
+    """Refuse a target that is not measured on this data (ConfigError)."""
+    known = ("rmse",) if fleet.data.source.startswith("turbofan:") else ("accuracy", "loss")
+    for figure in fleet.stop.target:
+        if figure not in known:
+            remedy = f"is not measured with this data.source: there is {' and '.join(known)}"
+            raise ConfigError(f"stop.target.{figure}", remedy)
+
+
 def checked_fleet(fleet: FleetFile) -> FleetFile:
     """Check what the types alone cannot. Raises ConfigError."""
     _check_links(fleet.links)
     _check_task(fleet.task)
+    _check_personal(fleet)
+    _check_stop(fleet.stop)
+    if fleet.task.train.joules and not fleet.energy.train_w:
+        remedy = "must be above 0 with task.train.joules, which it turns into seconds"
+        raise ConfigError("energy.train_w", remedy)
     guard = fleet.task.strategy.robust.guard
     if guard != "none" and not fleet.data.root:
         remedy = (
@@ -235,11 +263,44 @@ def _check_links(links: dict[str, float]) -> None:
 
 
 def _check_task(task: TaskFile) -> None:
-    if task.gate.holds:
-        raise ConfigError("task.gate", "is not simulated: every version is published; leave it out")
-    if task.train.when != Conditions():
-        remedy = "is not simulated: say it in [availability] and [energy]"
-        raise ConfigError("task.train.when", remedy)
+    plain = TaskFile()
+    asked = {
+        "params": task.params is not None,
+        "gate": task.gate.holds,
+        "init": task.init != plain.init,
+        "evaluate": task.evaluate != plain.evaluate,
+        "finish.metric": bool(task.finish.metric),
+        "train.when": task.train.when != Conditions(),
+        "train.personal.head_epochs": bool(task.train.personal.head_epochs),
+    }
+    for name, remedy in _NOT_SIMULATED.items():
+        if asked[name]:
+            raise ConfigError(f"task.{name}", remedy)
+    if task.train.rounds_per_base not in ROUNDS_PER_BASE:
+        remedy = "is not simulated: a device makes one round on a base; write 1 or leave it out"
+        raise ConfigError("task.train.rounds_per_base", remedy)
+
+
+def _check_personal(fleet: FleetFile) -> None:
+    """What devices make of the model for themselves is measured with the built-in network."""
+    table, personal = "task.train.personal", fleet.task.train.personal
+    if personal.method == "none":
+        plain = PersonalOptions()
+        for name in ("epochs", "learning_rate", "pull"):
+            if getattr(personal, name) != getattr(plain, name):
+                remedy = 'goes unheard without a method: write method = "finetune" or "ditto"'
+                raise ConfigError(f"{table}.{name}", remedy)
+        return
+    own = "data.trainer" if fleet.data.trainer else ""
+    if own or fleet.data.source.startswith("turbofan:"):
+        remedy = f"is not simulated with {own or 'turbofan, which has no classes'}: leave it out"
+        raise ConfigError(f"{table}.method", remedy)
+
+
+def _check_stop(stop: StopOptions) -> None:
+    for figure, value in stop.target.items():
+        if not isfinite(value):
+            raise ConfigError(f"stop.target.{figure}", f"is {value}: must be a finite number")
 
 
 def _check_mode(fleet: FleetFile) -> None:

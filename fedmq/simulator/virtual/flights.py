@@ -5,11 +5,13 @@ allowance, seal. A link is fresh for every flight: how it was an hour ago is not
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf, isfinite
 from typing import Final
 
 from edge_agent.compressor import compress
+from edge_agent.conditions.budget import seconds_of
 from edge_agent.header import headed, payload_bytes
 from fedmq.simulator.links import Link
 from fedmq.simulator.virtual.account import Account
@@ -30,6 +32,9 @@ from schemas.seal import sealed
 from schemas.uplink import read_uplink
 from schemas.wire import encode_update
 
+METRICS_MAX: Final = 16
+"""An update bears no more, as `edge_agent.rounds` has it."""
+
 ASK_BYTES: Final = 20
 """What a sleeping device sends so that it is answered."""
 
@@ -44,7 +49,7 @@ class Flight:
         sends_s: when it will be trained.
         link: that it is sent over.
         work: the training.
-        holds_slot: whether a slot is kept for it.
+        lease: the number of the slot's that it was given; 0: none.
         message: when it is made: what is sent.
         before: the residual before that.
     """
@@ -54,7 +59,7 @@ class Flight:
     sends_s: float
     link: Link
     work: Work
-    holds_slot: bool = False
+    lease: int = 0
     message: bytes = b""
     before: Params | None = None
 
@@ -70,6 +75,7 @@ class Flights:
         self._weather = random.Random(fleet.seed)  # noqa: S311 - weather, no secret
         self._codec = codec_by_name(server.spec.codec.name)
         self._day_bytes = read_uplink(server.spec.uplink).day_bytes
+        self._bound_s = seconds_of(server.spec.train, fleet.energy.train_w).seconds
 
     def begin(self, device: Device, now_s: float) -> Flight | None:
         """Fetch the newest model and train; None: the device comes to nothing on the way.
@@ -96,7 +102,7 @@ class Flights:
             return None
         device.holds = held(base.manifest, lattice)
         device.seconds = seconds
-        asked = steps if self._server.spec.pace.seconds else 0
+        asked = steps if self._server.spec.pace.seconds or self._bound_s else 0
         work = self._bench.put(
             Job(device.number, device.rounds, base.params, fetched_s, asked), sends_s
         )
@@ -111,7 +117,10 @@ class Flights:
         device, trained = flight.device, self._bench.done(flight.work)
         flight.work.trained = None
         device.examples, device.loss = trained.num_examples, trained.loss
-        update = self._headed(flight, trained)
+        metrics = self._metrics(flight, trained)
+        if not all(map(isfinite, metrics.values())):
+            return False
+        update = self._headed(flight, trained, metrics)
         spec = self._server.spec
         delta = travelling(spec.params, trained.delta)
         ask = Ask(spec.codec, payload_bytes(update, spec), spec.gain)
@@ -147,31 +156,58 @@ class Flights:
             device.residual = flight.before
         return arrives_s
 
-    def score(self, device: Device) -> float | None:
-        """How much the task wants a device, by what that knows of itself."""
+    def score(self, device: Device, now_s: float) -> float | None:
+        """How much the task wants a device, by what that knows of itself.
+
+        As in production one that has never trained knows its charge and its link all the same, and
+        counts the updates that it has made, whatever became of them.
+        """
         full = self._fleet.energy.battery_j
         facts = Facts(
             charge=device.battery.joules / full if full else 1.0,
             unmetered=device.unmetered,
+            left=self._left(device, now_s),
             examples=device.examples,
             loss=device.loss,
             seconds=device.seconds,
-            folded=device.folded,
+            folded=device.seq,
         )
         return score(self._server.spec.pace, facts)
 
-    def _steps_of(self, device: Device) -> int:
-        pace = self._server.spec.pace
-        if not pace.seconds:
-            return self._bench.learner.steps_of(device.number)
-        steps = max(pace.steps_min, int(pace.seconds * device.speed))
-        return min(steps, pace.steps_max) if pace.steps_max else steps
+    def _left(self, device: Device, now_s: float) -> float | None:
+        """The share of a day's bytes that is left; None: nothing is bounded, or known."""
+        level = device.allowance.until(self._day_bytes, now_s).level
+        if not self._day_bytes or level is None:
+            return None
+        return min(1.0, max(0.0, level / self._day_bytes))
 
-    def _headed(self, flight: Flight, trained: Trained) -> ModelUpdate:
+    def _steps_of(self, device: Device) -> int:
+        """Of the next round: as `edge_agent.pacing` asks, and no more than the round's time allows.
+
+        A device that has never trained does not know its speed: its first round is as [train] says.
+        """
+        pace = self._server.spec.pace
+        if not pace.seconds or device.seconds is None:
+            steps = self._bench.learner.steps_of(device.number)
+        else:
+            steps = max(pace.steps_min, int(pace.seconds * device.speed))
+            steps = min(steps, pace.steps_max) if pace.steps_max else steps
+        if not self._bound_s:
+            return steps
+        return max(1, min(steps, ceil(self._bound_s * device.speed)))
+
+    def _metrics(self, flight: Flight, trained: Trained) -> dict[str, float]:
+        """What the trainer tells, and where devices are selected its score."""
+        pace, own = self._server.spec.pace, None
+        if pace.concurrency and pace.select != "any":
+            own = self.score(flight.device, flight.sends_s)
+        told = dict(list(trained.metrics.items())[: METRICS_MAX - (own is not None)])
+        return told if own is None else told | {SCORE: own}
+
+    def _headed(
+        self, flight: Flight, trained: Trained, metrics: Mapping[str, float]
+    ) -> ModelUpdate:
         spec, device = self._server.spec, flight.device
-        metrics = {"loss": trained.loss}
-        if spec.pace.concurrency and (own := self.score(device)) is not None:
-            metrics[SCORE] = own
         update = ModelUpdate(
             epoch=EPOCH,
             boot=device.boot,

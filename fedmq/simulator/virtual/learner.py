@@ -39,12 +39,14 @@ class Trained:
         num_examples: of the device.
         loss: mean on the device's examples before it trained: what `utility` is made of.
         steps: local steps that were made.
+        metrics: what the trainer tells the server of the round, as a device's does.
     """
 
     delta: Params
     num_examples: int
     loss: float
     steps: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Learner(Protocol):

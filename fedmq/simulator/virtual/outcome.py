@@ -33,7 +33,8 @@ class Participation(msgspec.Struct, frozen=True):
         most: share of the weight that the device with most of it has.
         top_tenth: share of the weight of the tenth of the devices (that contributed) with most.
         gini: of the weights of the devices that contributed, 0 even to 1 one alone.
-        shares: up to 1,000 quantiles of the share of the weight a device, ascending: to draw it.
+        shares: of the weight, a device, ascending, to draw it; of more than 1,000 devices the means
+            of 1,000 bins of equally many.
     """
 
     devices: int
@@ -50,9 +51,11 @@ class Outcome(msgspec.Struct, frozen=True):
         name: of the fleet.
         devices: how many there are.
         seed: of everything that was drawn.
-        samples: in order; the first before anything was sent, the last at the end.
+        samples: in order, each of the model after a fold; the first before anything was sent, the
+            last at the end.
         target: the figure and its value that the run was after; empty: none.
-        reached: the first sample that met it (mean of three in a row); None: never.
+        reached: where it was met, by the mean of three versions: the one in their middle; None:
+            never.
         version: of the model at the end.
         digest: of the model at the end, 16 hexadecimal digits: of the published version's.
         staleness: how many folded updates had which staleness.

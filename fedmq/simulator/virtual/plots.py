@@ -7,6 +7,7 @@ it.
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final
 
 from fedmq.simulator.virtual.outcome import Outcome, Sample
@@ -24,6 +25,8 @@ COSTS: Final[Sequence[tuple[str, Callable[[Sample], float]]]] = (
 )
 """What a figure is drawn over."""
 
+PICTURES: Final = ("cost.png", "staleness.png", "participation.png")
+
 
 def refuse_without_matplotlib() -> None:
     """Raises ConfigError where pictures cannot be drawn."""
@@ -34,15 +37,27 @@ def refuse_without_matplotlib() -> None:
         raise ConfigError("plots", remedy) from exc
 
 
+def refuse_folder(folder: Path) -> None:
+    """Make the folder; raises ConfigError where no picture can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as exc:
+        remedy = f"{folder} cannot be written to ({exc.strerror}): name another folder"
+        raise ConfigError("plots", remedy) from exc
+    for name in PICTURES:
+        if (folder / name).is_dir():
+            raise ConfigError("plots", f"{folder / name} is a folder: name another one")
+
+
 def draw(folder: Path, outcomes: Sequence[Outcome]) -> list[Path]:
-    """Draw cost.png, staleness.png and participation.png. Raises ConfigError, OSError."""
+    """Draw all PICTURES. Raises ConfigError, OSError."""
     refuse_without_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
-    return [
-        _page(folder / "cost.png", [_cost(outcomes, n) for n in range(len(COSTS))]),
-        _page(folder / "staleness.png", [_staleness(outcomes)]),
-        _page(folder / "participation.png", [_lorenz(outcomes)]),
-    ]
+    parts = ([_cost(outcomes, n) for n in range(len(COSTS))], [_staleness(outcomes)])
+    pages = zip(PICTURES, (*parts, [_lorenz(outcomes)]), strict=True)
+    return [_page(folder / name, part) for name, part in pages]
 
 
 def lorenz(shares: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -46,13 +46,12 @@ class Device:
         link: what it sends over; `unmetered`: whether bytes cost nothing there.
         battery: its charge.
         busy: whether it trains or sends.
-        seq: of its newest update.
+        seq: of its newest update: as many as it has made.
         rounds: how often it has trained.
         residual: what its codec has left behind.
         holds: the serial of the publication that it has; -1: none.
         version: the newest base that it has sent an update of; -1: none.
         allowance: what may go up.
-        folded: its updates that were folded.
         examples: of its newest round; `loss`, `seconds`: of that, too.
     """
 
@@ -72,7 +71,6 @@ class Device:
     holds: int = -1
     version: int = -1
     allowance: Allowance = field(default_factory=Allowance)
-    folded: int = 0
     examples: int | None = None
     loss: float | None = None
     seconds: float | None = None

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fedmq.cli import main
+from fedmq.commands import simulating
 from fedmq.commands.simulating import Changes, fleets_of
 from fedmq.simulator.virtual import scaling
 from fedmq.simulator.virtual.fleet_file import read_fleet
 from fedmq.simulator.virtual.presets import PRESET, preset
+from schemas.errors import ConfigError
 
 FLEETS = Path(__file__).parents[3] / "examples" / "fleets"
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("FEDMQ_")} | {"NO_COLOR": "1"}
@@ -94,6 +96,28 @@ def test_what_cannot_work_is_told_in_one_line(
     (line,) = done.err.splitlines()
     assert (done.code, done.out) == (2, "")
     assert all(word in line for word in words), line
+
+
+def test_pictures_that_cannot_be_written_are_refused_before_the_run(
+    tmp_path: Path, simulate: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(simulating, "simulated", lambda *_: pytest.fail("it has run"))
+    (tmp_path / "file").write_text("")
+    done = simulate("--plots", tmp_path / "file" / "plots")
+    (line,) = done.err.splitlines()
+    assert (done.code, done.out) == (2, "")
+    assert "plots" in line
+
+
+def test_a_target_is_refused_where_one_of_the_compared_does_not_measure_it(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("stop.target.accuracy = 0.5\n")
+    two.write_text("data.source = 'turbofan:train_FD001.txt'\nstop.target.rmse = 15.0\n")
+    for files, field in (([one, two], "accuracy"), ([two, one], "rmse")):
+        with pytest.raises(ConfigError) as refused:
+            fleets_of(files, Changes())
+        assert refused.value.field == f"stop.target.{field}"
 
 
 def test_who_interrupts_hears_what_was_reached(tmp_path: Path) -> None:

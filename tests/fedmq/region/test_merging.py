@@ -1,5 +1,6 @@
 """What is read off a site's model, against the fold itself, and which sites are refused."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +17,20 @@ from aggregator.strategies.fedbuff import fedbuff
 from fedmq.region.memory import remember, remembered
 from fedmq.region.merging import (
     Begun,
+    Cut,
+    Kept,
+    Since,
+    begins,
+    carried_over,
     check_site,
     check_tensors,
     found,
     goes_on,
+    late,
     mean_weight,
     merged,
     ripe,
+    settled,
 )
 from schemas.delta import Dense
 from schemas.errors import ConfigError
@@ -53,7 +61,9 @@ def release(version: int, updates: int, status: ReleaseStatus = "published") -> 
     return Release(version, 1, encode_manifest(manifest), status, updates)
 
 
-BEGUN = Begun(5, bytes([5]) * 32, 10, 8.0, 10)
+BEGUN = Begun(5, bytes([5]) * 32, b"above", 10, 8.0, 10)
+CUT = Cut(7, 14, 11.0, 15)
+NEXT = Begun(9, bytes([9]) * 32, b"other", 14, 11.0, 15, carried=3)
 
 
 @settings(LEAN, max_examples=40)
@@ -101,6 +111,9 @@ def test_a_full_buffer_is_passed_on_bit_for_bit() -> None:
         ([release(5, 10), release(6, 10)], 4, False, None),
         ([release(3, 20), release(5, 10)], 4, False, None),  # an older one is not this round's
         ([release(5, 10), release(6, 14, "held"), release(7, 15)], 4, True, 7),
+        ([release(5, 13), release(6, 15)], 3, True, 5),  # so many were carried over
+        ([release(5, 13)], 4, True, None),
+        ([release(5, 13)], 4, False, 5),
     ],
 )
 def test_the_first_version_with_enough_contributions_is_taken_and_any_when_the_time_is_over(
@@ -189,12 +202,115 @@ def test_other_tensors_than_the_upstreams_are_refused_by_name(
         check_tensors(SPEC, {name: np.zeros(shape, np.float32) for name, shape in theirs.items()})
 
 
-def test_where_a_round_began_is_found_again_and_rubbish_is_not_believed(tmp_path: Path) -> None:
+KEPT = Kept(BEGUN, 4, told=CUT, offered=Cut(8, 16, 12.0, 16), beginning=NEXT)
+
+
+def test_where_a_round_stands_is_found_again_and_rubbish_is_not_believed(tmp_path: Path) -> None:
     where = tmp_path / "fresh" / "round.json"
     assert remembered(where) is None
-    remember(where, BEGUN)
-    assert remembered(where) == BEGUN
-    where.write_bytes(b'{"version"')
-    assert remembered(where) is None
-    remember(None, BEGUN)
+    for kept in (Kept(BEGUN, 0), KEPT):
+        remember(where, kept)
+        assert remembered(where) == kept
+    remember(where, None)
+    assert not where.exists()
+    remember(where, None)
+    for rubbish in (b"", b'{"version"', b"\xff", b'{"version":5,"digest":"","updates":1}'):
+        where.write_bytes(rubbish)
+        assert remembered(where) is None
+    remember(None, KEPT)
     assert remembered(None) is None
+
+
+def test_the_outbox_tells_whether_an_update_that_was_offered_was_taken() -> None:
+    assert settled(KEPT, 4) == dataclasses.replace(KEPT, offered=None)
+    taken = settled(KEPT, 5)
+    assert taken is not None
+    assert (taken.told, taken.offered, taken.created) == (KEPT.offered, None, 5)
+    assert settled(taken, 5) == taken
+
+
+@pytest.mark.parametrize("created", [0, 3, 6])
+def test_of_an_outbox_that_took_what_nobody_knows_of_nothing_is_believed(created: int) -> None:
+    assert settled(KEPT, created) is None
+    assert settled(Kept(BEGUN, 4, told=CUT), 5) is None, "without an offer"
+
+
+@pytest.mark.parametrize(
+    ("releases", "version", "has"),
+    [
+        ([release(8, 14), release(9, 17)], 9, True),
+        ([release(9, 17), release(12, 20)], 12, True),
+        ([release(8, 14)], 8, False),
+        ([release(8, 14), msgspec.structs.replace(release(8, 15), version=9)], 9, False),
+        ([release(10, 18)], 10, None),  # the site kept too few to tell
+    ],
+)
+def test_whether_a_round_has_begun_is_read_off_the_site(
+    releases: Sequence[Release], version: int, *, has: bool | None
+) -> None:
+    assert begins(NEXT, releases, version) is has
+
+
+def test_what_came_since_is_counted_by_the_site() -> None:
+    since = Since(BEGUN, CUT, None)
+    assert [late(since, folded) for folded in (13, 14, 17)] == [0, 0, 3]
+    assert late(None, 17) == 0
+
+
+@settings(LEAN, max_examples=40)
+@given(
+    size=st.integers(1, 4),
+    flush_after=st.integers(2, 5),
+    before=st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    between=st.lists(st.integers(0, 5), max_size=7),
+    after=st.lists(st.integers(0, 5), max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_what_comes_between_two_rounds_goes_up_with_the_weights_of_the_fold(
+    *,
+    size: int,
+    flush_after: int,
+    before: Sequence[int],
+    between: Sequence[int],
+    after: Sequence[int],
+    seed: int,
+) -> None:
+    """In versions or in the buffer; whatever the upstream's models are."""
+    draws = np.random.default_rng(seed)
+    strategy = fedbuff(buffer_size=size, weigh=polynomial(0.5))
+    old, new = draws.standard_normal((2, SIZE)).astype(np.float32)
+    state, expected = strategy.init(old), np.zeros(SIZE)
+
+    def come(stalenesses: Sequence[int]) -> None:
+        nonlocal state
+        for number, staleness in enumerate(stalenesses):
+            delta = draws.standard_normal(SIZE).astype(np.float32)
+            expected[:] += (1 + staleness) ** -0.5 * delta.astype(np.float64)
+            state, _ = strategy.fold(state, Contribution(0, staleness, 1, Dense(delta)), {})
+            if number % flush_after == 1:
+                state, _ = strategy.flush(state)
+
+    come(before)
+    state, _ = strategy.flush(state)
+    told = state.vectors["params"].copy()
+    expected[:] = 0.0
+    come(between)
+    model = carried_over(
+        new, told, state.vectors["params"], state.vectors["total"], buffer_size=size
+    )
+    assert model.dtype == np.float32
+    state = strategy.init(model)
+    come(after)
+    state, _ = strategy.flush(state)
+    count = len(between) + len(after)
+    if count:
+        up = merged(new, state.vectors["params"], buffer_size=size, contributions=count)
+        np.testing.assert_allclose(up - new, expected / count, rtol=0, atol=1e-5)
+    else:
+        np.testing.assert_allclose(model, new, rtol=0, atol=1e-6)
+
+
+def test_of_more_than_an_update_takes_the_mean_is_carried_over() -> None:
+    zero, ones = np.zeros(2, np.float32), np.ones(2, np.float32)
+    model = carried_over(zero, zero, 2 * ones, 4 * ones, buffer_size=2, share=0.25)
+    np.testing.assert_array_equal(model, ones)

@@ -49,6 +49,14 @@ _FIRST_MODEL: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
+class _Ended:
+    """Where a round has led; `metrics` as a user's trainer tells them, None: they are measured."""
+
+    params: Params
+    metrics: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkLearner:
     """A ReLU network on shares of a world. See `learner_of`."""
 
@@ -81,16 +89,19 @@ class NetworkLearner:
         """See `Learner.train`."""
         shares = [self._share(job) for job in jobs]
         orders = [self._order(job, len(share)) for job, share in zip(jobs, shares, strict=True)]
-        ends = self._ends(jobs, shares, orders)
+        ends = list(self._ends(jobs, shares, orders))
         little: dict[tuple[int, float], Params] = {}
         found = []
-        for job, end, share, order in zip(jobs, ends, shares, orders, strict=True):
+        for job, ended, share, order in zip(jobs, ends, shares, orders, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):  # who diverges sends nothing
-                delta = end - job.base
+                delta = ended.params - job.base
                 if attacks(self.attack, self.devices, job.device, self.seed):
                     delta = self._pretended(job, delta, little)
                 loss = mean_loss(scores(self.spec, job.base, share.features), share.targets)
-            found.append(Trained(delta, len(share), loss, len(order)))
+                told = ended.metrics
+                if told is None:
+                    told = {"loss_before": loss} | self._measured(ended.params, share)
+            found.append(Trained(delta, len(share), loss, len(order), told))
         return found
 
     def guide(self, params: Params, number: int) -> Params | None:
@@ -181,7 +192,7 @@ class NetworkLearner:
 
     def _ends(
         self, jobs: Sequence[Job], shares: Sequence[Share], orders: Sequence[Order]
-    ) -> Iterable[Params]:
+    ) -> Iterable[_Ended]:
         """What honest training makes of the jobs."""
         taught = [self._taught(job, share) for job, share in zip(jobs, shares, strict=True)]
         if self.trainer is not None:
@@ -191,9 +202,15 @@ class NetworkLearner:
             Lesson(job.base, share, order)
             for job, share, order in zip(jobs, taught, orders, strict=True)
         ]
-        return train_stack(self.spec, lessons, self.how)
+        return [_Ended(params) for params in train_stack(self.spec, lessons, self.how)]
 
-    def _by_user(self, job: Job, share: Share, steps: int) -> Params:
+    def _measured(self, params: Params, share: Share) -> dict[str, float]:
+        """What production's trainers measure of a round's end, on what they were trained on."""
+        answers = scores(self.spec, params, share.features)
+        told = {"loss_after": mean_loss(answers, share.targets)}
+        return told if self.world.regression else told | {"accuracy": _accuracy(answers, share)}
+
+    def _by_user(self, job: Job, share: Share, steps: int) -> _Ended:
         """The user's Trainer, made for this round; NaN where it finds that training diverged.
 
         It hears of no clock: how long a round may last has become steps already.
@@ -213,9 +230,9 @@ class NetworkLearner:
         try:
             result = trainer.train(tensors, options, rng)
         except ValueError:  # as on a device: this round comes to nothing
-            return np.full(self.spec.size, np.nan, dtype=np.float32)
+            return _Ended(np.full(self.spec.size, np.nan, dtype=np.float32), {})
         try:
-            return flatten(self.spec, result.tensors)
+            return _Ended(flatten(self.spec, result.tensors), result.metrics)
         except ValueError as exc:
             raise ConfigError("data.trainer", str(exc)) from exc
 
@@ -238,7 +255,8 @@ class NetworkLearner:
         jobs = [Job(device, 0, base, at_s) for device in self.colluding]
         shares = [self._share(job) for job in jobs]
         orders = [self._order(job, len(share)) for job, share in zip(jobs, shares, strict=True)]
-        return a_little(np.stack(list(self._ends(jobs, shares, orders))) - base, self.attack.z)
+        ends = [ended.params for ended in self._ends(jobs, shares, orders)]
+        return a_little(np.stack(ends) - base, self.attack.z)
 
 
 def learner_of(

@@ -1,20 +1,26 @@
 """The engine: same seed, same run; slots, rounds and sleepers; the very fold of production."""
 
+from heapq import heappush
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 import pytest
 
 from aggregator.fold import Fold
 from aggregator.state import origin_state
+from fedmq.simulator.virtual import engine
 from fedmq.simulator.virtual.engine import run
 from fedmq.simulator.virtual.fleet_file import Progress
 from fedmq.simulator.virtual.outcome import Outcome, with_wall
+from fedmq.simulator.virtual.population import Population
 from fedmq.simulator.virtual.server import EPOCH, refold
 from schemas.codecs import CodecOptions
+from schemas.errors import ConfigError
 from schemas.log import Arrived, Entry, Tick
+from schemas.pace import PaceOptions, Select
 from schemas.params import model_digest
-from schemas.task import PublishOptions
+from schemas.task import FinishOptions, PublishOptions
 from tests.fedmq.simulator.virtual.toy import Toy, fleet, outcome, task
 
 SLOTS = {"mode": "slots", "concurrency": 40}
@@ -42,7 +48,7 @@ def test_a_fleet_learns_and_stops_at_its_target() -> None:
     stop = {"uploads": 5000, "target": {"accuracy": 0.99}}
     found = outcome(fleet(participation=SLOTS, stop=stop))
     assert found.reached is not None
-    assert found.reached == found.samples[-1]
+    assert found.reached == found.samples[-2], "where the middle of three versions was measured"
     assert found.reached.uploads < 5000
     assert found.samples[0].figures["accuracy"] == 0.0
 
@@ -74,6 +80,74 @@ def test_an_expired_lease_frees_the_slot_and_the_late_update_is_folded_as_stale_
     assert short.outcomes["folded"] >= 590
     assert short.staleness_mean > 1.2 * long.staleness_mean
     assert short.samples[-1].virtual_s < long.samples[-1].virtual_s
+
+
+def test_a_slot_that_becomes_free_is_given_on_though_for_another_nobody_was_found(
+    tmp_path: Path,
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("device,from_s,until_s\n0,0,1000\n1,500,1000\n")
+    there = {"kind": "trace", "trace": str(trace)}
+    part, stop = {"mode": "slots", "concurrency": 3}, {"seconds": 59.0}
+    found = outcome(fleet(devices=3, availability=there, participation=part, stop=stop))
+    assert found.samples[-1].uploads > 10
+
+
+def test_nothing_is_planned_beyond_one_event_a_device_that_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longest = []
+
+    def push(heap: list[object], item: object) -> None:
+        heappush(heap, item)  # type: ignore[type-var]  # tuples of the engine's, which compare
+        longest.append(len(heap))
+
+    monkeypatch.setattr(engine, "heappush", push)
+    tasks = msgspec.structs.replace(task(flush_after_s=1.0), finish=FinishOptions(seconds=1e6))
+    part = {"mode": "slots", "concurrency": 10, "lease_s": 1e5}
+    found = outcome(fleet(tasks, participation=part, stop={"uploads": 500}))
+    assert found.outcomes["folded"] > 480
+    assert max(longest) <= 10
+
+
+def test_a_task_whose_time_is_over_ends_though_nobody_has_ever_come(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("device,from_s,until_s\n3,5000,6000\n")
+    there = {"kind": "trace", "trace": str(trace), "period_s": 100.0}
+    tasks = msgspec.structs.replace(task(), finish=FinishOptions(seconds=250.0))
+    found = outcome(fleet(tasks, availability=there, stop={"seconds": 1e4}))
+    assert found.samples[-1].virtual_s == pytest.approx(250.0, abs=0.1)
+
+
+def test_a_sample_is_of_the_model_after_the_fold() -> None:
+    tables = {"participation": {"mode": "slots", "concurrency": 1}, "measure": {"every": 3}}
+    found = outcome(fleet(task(buffer_size=1), stop={"uploads": 30}, **tables))
+    assert [(s.uploads, s.version) for s in found.samples[:4]] == [(0, 0), (3, 3), (6, 6), (9, 9)]
+
+
+def test_a_target_that_nobody_measures_is_refused_before_anything_happens() -> None:
+    told: list[Progress] = []
+    with pytest.raises(ConfigError, match="accuracy and loss") as refused:
+        run(fleet(stop={"target": {"rmse": 3.0}}), Toy(), told.append)
+    assert refused.value.field == "stop.target.rmse"
+    assert len(told) == 1
+
+
+def test_free_devices_that_have_never_trained_are_drawn_by_what_they_know_of_themselves() -> None:
+    def cheap(select: Select) -> float:
+        pace = PaceOptions(10, select=select, explore=0.0)
+        tasks = msgspec.structs.replace(task(flush_after_s=600.0), pace=pace)
+        tables = {"links": {"perfect": 1, "nb-iot": 1}, "availability": {"period_s": 60.0}}
+        given = fleet(tasks, devices=3000, stop={"uploads": 1200}, **tables)
+        log: list[Entry] = []
+        outcome(given, log=log)
+        there = Population(given, Toy())
+        names = [entry.body.device for entry in log if isinstance(entry.body, Arrived)]
+        late = names[len(names) // 2 :]  # at first all are asked
+        return fmean(there.seen(int(name[1:]), 0.0).unmetered for name in late)
+
+    assert cheap("any") == pytest.approx(0.5, abs=0.1)
+    assert cheap("link") > 0.7
 
 
 def test_a_round_folds_exactly_its_buffer_and_refuses_whoever_is_late() -> None:

@@ -1,9 +1,11 @@
 """Fleet files: what is read, and what is refused with its remedy."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from edge_agent.importing import imported
 from fedmq.simulator.virtual.fleet_file import read_fleet
 from schemas.errors import ConfigError
 
@@ -58,6 +60,25 @@ def test_an_empty_file_is_a_fleet(tmp_path: Path) -> None:
         ("availability = { kind = 'trace' }", "availability.trace"),
         ("availability = { kind = 'diurnal', hours = 0 }", "availability.hours"),
         ("task = { train = { when = { charging = true } } }", "task.train.when"),
+        ("task.train.rounds_per_base = 2", "task.train.rounds_per_base"),
+        ("task.evaluate.devices = false", "task.evaluate"),
+        ("task.init.kind = 'zeros'", "task.init"),
+        ("task.params.tensors = [{ name = 'w', shape = [2] }]", "task.params"),
+        ("task.finish.metric = 'accuracy'", "task.finish.metric"),
+        ("task.train.personal.head_epochs = 1", "task.train.personal.head_epochs"),
+        ("task.train.personal.epochs = 2", "task.train.personal.epochs"),
+        ("task.train.personal.pull = 1.0", "task.train.personal.pull"),
+        (
+            "data.source = 'turbofan:x'\ntask.train.personal.method = 'ditto'",
+            "task.train.personal.method",
+        ),
+        (
+            "data.trainer = 'm:C'\ntask.train.personal.method = 'ditto'",
+            "task.train.personal.method",
+        ),
+        ("task.train.joules = 1.0\nenergy.train_w = 0.0", "energy.train_w"),
+        ("stop.target.accuracy = nan", "stop.target.accuracy"),
+        ("stop.target.accuracy = inf", "stop.target.accuracy"),
         (
             "participation.mode = 'rounds'\ntask.strategy = {max_staleness=0, buffer_size=2000}",
             "task.strategy.buffer_size",
@@ -68,6 +89,22 @@ def test_what_cannot_be_is_refused_by_its_name(tmp_path: Path, text: str, field:
     with pytest.raises(ConfigError) as refused:
         read_fleet(written(tmp_path, text))
     assert refused.value.field == field
+
+
+def test_what_says_what_is_simulated_anyway_is_read(tmp_path: Path) -> None:
+    told = "task.train = { rounds_per_base = 1, personal = { method = 'ditto', epochs = 2 } }"
+    assert read_fleet(written(tmp_path, told)).task.train.personal.epochs == 2
+
+
+@pytest.mark.parametrize("table", ["source", "held_out", "trainer"])
+def test_a_module_of_ones_own_may_lie_beside_the_fleet_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"beside_the_fleet_{table}"
+    (tmp_path / f"{name}.py").write_text("def given(): return 42\n")
+    fleet = read_fleet(written(tmp_path, f"data.{table} = '{name}:given'"))
+    assert imported(f"data.{table}", getattr(fleet.data, table))() == 42
 
 
 @pytest.mark.parametrize("text", ["= 3", "task = 'nowhere.toml'"])

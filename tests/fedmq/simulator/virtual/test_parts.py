@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregator.state import Lattice
-from fedmq.simulator.virtual.account import meets, participation
+from fedmq.simulator.virtual.account import met, participation
 from fedmq.simulator.virtual.availability import Availability, read_trace
 from fedmq.simulator.virtual.choosing import Chooser
 from fedmq.simulator.virtual.downlink import fetched_bytes
@@ -16,6 +16,7 @@ from fedmq.simulator.virtual.draws import chance, normal
 from fedmq.simulator.virtual.fleet import AvailabilityOptions, ComputeOptions, checked_fleet
 from fedmq.simulator.virtual.learner import Job
 from fedmq.simulator.virtual.outcome import Sample
+from fedmq.simulator.virtual.plots import lorenz
 from fedmq.simulator.virtual.population import Population
 from fedmq.simulator.virtual.server import Server
 from fedmq.simulator.virtual.training import BATCH, Bench
@@ -96,6 +97,26 @@ def test_those_chosen_for_a_round_are_different_devices() -> None:
     chooser = Chooser(8, lambda _d, _s: True, None, 0.0, generator())
     assert sorted(chooser.some(8, 0.0)) == list(range(8))
     assert len(chooser.some(50, 0.0)) == 8
+
+
+def test_in_a_small_fleet_all_who_can_be_had_are_chosen_however_they_are_wanted() -> None:
+    for score in (None, lambda d, _: d + 1.0):
+        ten = Chooser(10, lambda _d, _s: True, score, 0.0, generator())
+        assert sorted(ten.some(10, 0.0)) == list(range(10))
+        few = Chooser(1000, lambda d, _: d % 250 == 7, score, 0.0, generator())
+        assert sorted(few.some(13, 0.0)) == [7, 257, 507, 757]
+
+
+def test_the_only_device_of_a_small_fleet_that_can_be_had_is_always_found() -> None:
+    chooser = Chooser(1000, lambda d, _: d == 613, None, 0.0, generator())
+    assert [chooser.one(0.0) for _ in range(50)] == [613] * 50
+
+
+def test_a_round_in_a_large_fleet_is_filled_or_nobody_is_found_at_all() -> None:
+    chooser = Chooser(100_000, lambda d, _: d % 200 == 0, None, 0.0, generator())
+    found = [len(chooser.some(13, 0.0)) for _ in range(40)]
+    assert set(found) <= {0, 13}
+    assert found.count(13) > 20
 
 
 def _walked(*, lattice: bool, versions: int) -> Server:
@@ -193,6 +214,15 @@ def test_shares_of_the_weight_say_who_made_the_model(weights: list[float]) -> No
     assert found.most - 1e-9 <= found.top_tenth <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("count", [1_000, 1_001, 1_500, 4_321])
+def test_of_many_devices_lorenz_curve_is_that_of_all(count: int) -> None:
+    weights = [1.0 + number % 7 for number in range(count - 1)] + [3.0 * count]
+    drawn_at, drawn = lorenz(participation(weights).shares)
+    whole_at, whole = lorenz(sorted(weights))
+    assert len(drawn) == 1001
+    np.testing.assert_allclose(drawn, np.interp(drawn_at, whole_at, whole), atol=1e-9)
+
+
 def test_even_weights_have_gini_0_and_one_alone_among_none_too() -> None:
     assert participation([2.0] * 10).gini == pytest.approx(0.0)
     assert participation([1e-9] * 9 + [1.0]).gini == pytest.approx(0.9)
@@ -200,19 +230,27 @@ def test_even_weights_have_gini_0_and_one_alone_among_none_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "values", "met"),
+    ("target", "values", "at"),
     [
-        ({"accuracy": 0.8}, [0.7, 0.81, 0.9], True),
-        ({"accuracy": 0.8}, [0.1, 0.9, 0.9], False),
-        ({"accuracy": 0.8}, [0.9, 0.9], False),
-        ({"rmse": 15.0}, [20.0, 14.0, 11.0], True),
-        ({"rmse": 15.0}, [20.0, 20.0, 11.0], False),
-        ({}, [1.0, 1.0, 1.0], False),
+        ({"accuracy": 0.8}, [(1, 0.7), (2, 0.81), (3, 0.9)], 1),
+        ({"accuracy": 0.8}, [(1, 0.1), (2, 0.9), (3, 0.9)], None),
+        ({"accuracy": 0.8}, [(1, 0.9), (2, 0.9)], None),
+        ({"accuracy": 0.8}, [(1, 0.1), (2, 0.9), (2, 0.9), (2, 0.9)], None),
+        ({"accuracy": 0.8}, [(1, 0.9), (2, 0.9), (2, 0.9), (2, 0.9)], None),
+        ({"accuracy": 0.8}, [(1, 0.9), (2, 0.1), (2, 0.9), (5, 0.9)], 1),
+        ({"accuracy": 0.8}, [(1, 0.1), (2, 0.8), (3, 0.9), (4, 0.9)], 2),
+        ({"rmse": 15.0}, [(1, 20.0), (2, 14.0), (3, 11.0)], 1),
+        ({"rmse": 15.0}, [(1, 20.0), (2, 20.0), (3, 11.0)], None),
+        ({}, [(1, 1.0), (2, 1.0), (3, 1.0)], None),
     ],
 )
-def test_a_target_is_met_by_the_mean_of_three(
-    *, target: dict[str, float], values: list[float], met: bool
+def test_a_target_is_met_where_the_middle_of_three_versions_began(
+    *, target: dict[str, float], values: list[tuple[int, float]], at: int | None
 ) -> None:
     name = next(iter(target), "accuracy")
-    samples = [Sample(0, 0, 0.0, 0, 0, 0.0, {name: value}) for value in values]
-    assert meets(samples, target) == met
+    samples = [
+        Sample(uploads, version, 0.0, 0, 0, 0.0, {name: value})
+        for uploads, (version, value) in enumerate(values)
+    ]
+    found = met(samples, target)
+    assert (None if found is None else found.uploads) == at

@@ -176,6 +176,8 @@ def test_the_production_trainer_as_ones_own_comes_to_the_same(asked: int) -> Non
     for mine, theirs in zip(own.train(asks), built_in.train(asks), strict=True):
         np.testing.assert_allclose(mine.delta, theirs.delta, atol=1e-5)
         assert mine.steps == theirs.steps
+        assert mine.metrics.keys() == theirs.metrics.keys()
+        assert dict(mine.metrics) == pytest.approx(dict(theirs.metrics), abs=1e-4)
 
 
 def test_colluders_are_taught_by_the_trainer_that_all_have() -> None:
