@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import Final, Self
 
@@ -115,7 +115,7 @@ class Agent:
         self._news = asyncio.Event()
         self._spec: TaskSpec | None = None
         self._model: Adopted | None = None
-        self._pacer = Pacer(self._device)
+        self._pacer = Pacer(self._device, self._spool.load("pace"))
         self._readings = readings_of(settings, trainer)
         self._rounds = Rounds(
             trainer,
@@ -332,7 +332,9 @@ class Agent:
         elif unmet := await self._times_are_bad(spec):
             await self._wait_for_better_times(unmet)
         elif waits_s := await self._waits_s(model, spec):
-            await self._rest("not drawn for this model", waits_s)
+            # a timer that stood still while the device slept is looked past by its clock
+            longest_s = min(waits_s, self._settings.conditions_every_s)
+            await self._rest("not drawn for this model", longest_s)
         else:
             self._resting = ""
             await self._train_on(model, spec)
@@ -395,7 +397,12 @@ class Agent:
         folded = self._spool.created - self._spool.superseded
         facts = Facts(now.battery, now.unmetered, self._link.left_share, folded=folded)
         self._pacer.hint = self._link.hint
-        return self._pacer.waits_s(spec.pace, model.base, monotonic(), facts)
+        waits_s = self._pacer.waits_s(spec.pace, model.base, monotonic(), time(), facts)
+        if (record := self._pacer.unwritten) is not None:
+            with suppress(DiskFull):  # then a start more or less is forgotten
+                await asyncio.to_thread(self._spool.save, pace=record)
+                self._pacer.written(record)
+        return waits_s
 
     def _may_replace(self, seq: Seq, spec: TaskSpec) -> bool:
         """Whether an update is still unsent, and there is a number for what replaces it."""
