@@ -1,6 +1,7 @@
 """`fedmq region`: a site's server takes part in the task above it, as one device."""
 
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -107,21 +108,21 @@ def region(
 
 async def _serve(settings: RegionSettings) -> None:
     where = Path(settings.state_dir) / settings.spool_name
-    trainer = SiteTrainer(
-        settings.site_redis_url,
-        settings.inner_task,
-        settings.contributions,
-        settings.seconds,
-        where.with_suffix(".round.json"),
-    )
-    try:
-        await trainer.check()
-    except RedisError as exc:
-        msg = f"the site's redis does not answer ({exc}); is it running?"
-        raise FedmqError(msg) from exc
-    spool = Spool(where, disk_mb=settings.disk_mb)
-    try:
-        await Agent(settings, trainer, spool).run()
-    finally:
-        trainer.stop()  # a round that waits would keep the process
-        spool.close()
+    with closing(Spool(where, disk_mb=settings.disk_mb)) as spool:
+        trainer = SiteTrainer(
+            settings.site_redis_url,
+            settings.inner_task,
+            settings.contributions,
+            settings.seconds,
+            memory=where.with_suffix(".round.json"),
+            outbox=spool,
+        )
+        try:
+            await trainer.check()
+        except RedisError as exc:
+            msg = f"the site's redis does not answer ({exc}); is it running?"
+            raise FedmqError(msg) from exc
+        try:
+            await Agent(settings, trainer, spool).run()
+        finally:
+            trainer.stop()  # a round that waits would keep the process

@@ -12,7 +12,7 @@ to its staleness weight here (Nguyen et al., arXiv 2106.06639, Algorithm 1, on b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -27,22 +27,110 @@ _TABLE: Final = "the site's task"
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A round of the site: where it began.
+class Cut:
+    """A point in the site's history: up to here contributions are in an update.
 
     Attributes:
-        version: the site's version whose parameters are the upstream's.
-        digest: of those parameters.
+        version: the site's.
         updates: that the site had folded until then.
-        weight: the sum of the weights of what it had folded when it was told to begin, ...
+        weight: the sum of the weights of what it had folded by the commit that told it, ...
         folded: ... and how much that was.
     """
 
     version: int
-    digest: bytes
     updates: int
     weight: float
     folded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A round of the site: where it began.
+
+    Attributes:
+        version: the site's version with which it did.
+        digest: of that version's parameters.
+        base: digest of the upstream's parameters: another one where something was carried over.
+        updates: that the site had folded until then, but for what was carried over.
+        weight: the sum of the weights of as much as that, ...
+        folded: ... and how much that was, by the commit that told it.
+        carried: contributions that came before and go up with this round's.
+    """
+
+    version: int
+    digest: bytes
+    base: bytes
+    updates: int
+    weight: float
+    folded: int
+    carried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is remembered of a round, over restarts.
+
+    Attributes:
+        begun: where it began.
+        created: updates that the outbox had ever created when this was written.
+        told: up to where the round's contributions are in an update that is in the outbox.
+        offered: up to where they are in one that was made, and may or may not be there.
+        beginning: the round after this one, which may or may not have begun.
+    """
+
+    begun: Begun
+    created: int
+    told: Cut | None = None
+    offered: Cut | None = None
+    beginning: Begun | None = None
+
+
+def settled(kept: Kept, created: int) -> Kept | None:
+    """What is true now that the outbox has created so many updates.
+
+    An outbox counts an update in the transaction in which it takes it, and an offer is written down
+    before it is made: so the count tells whether it was taken, wherever a process died. None: more
+    was taken than is known of, or another outbox is here; then nothing of this may go up again.
+    """
+    if created == kept.created:
+        return replace(kept, offered=None)
+    if created == kept.created + 1 and kept.offered is not None:
+        return replace(kept, created=created, told=kept.offered, offered=None)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """What a new round carries over: what came after a point of the round before.
+
+    Attributes:
+        begun: that round.
+        cut: the point up to which its contributions went up, or are given up.
+        reference: the site's parameters there; None: they are not kept any more.
+    """
+
+    begun: Begun
+    cut: Cut
+    reference: Params | None
+
+
+def late(since: Since | None, folded: int) -> int:
+    """How many contributions have come since."""
+    return 0 if since is None else max(0, folded - since.cut.updates)
+
+
+def begins(beginning: Begun, releases: Sequence[Release], version: int) -> bool | None:
+    """Whether a round has begun that was about to; None: it cannot be told any more.
+
+    Args:
+        beginning: the round.
+        releases: of the site, with all that was in its log when this was asked.
+        version: the newest of the site.
+    """
+    for release in releases:
+        if release.version == beginning.version:
+            return _is(release, beginning.digest)
+    return False if version < beginning.version else None
 
 
 def check_site(spec: TaskSpec) -> int:
@@ -115,11 +203,13 @@ def ripe(
 ) -> Release | None:
     """The release to return: the first with so many contributions; None: there is none yet.
 
+    It may be the one with which the round began, if so many were carried over.
+
     The first, not the newest, so that an update is of fewer than wanted + K contributions, and the
     upstream's bound can be chosen. When the time is over: the newest that has any.
     """
     ours = [r for r in releases if r.status == "published" and r.updates > begun.updates]
-    ours = sorted((r for r in ours if r.version > begun.version), key=lambda r: r.version)
+    ours = sorted((r for r in ours if r.version >= begun.version), key=lambda r: r.version)
     enough = [r for r in ours if r.updates - begun.updates >= wanted]
     if enough:
         return enough[0]
@@ -143,6 +233,32 @@ def merged(base: Params, now: Params, *, buffer_size: int, contributions: int) -
     start = base.astype(np.float64)
     moved = (now.astype(np.float64) - start) * (buffer_size / contributions)
     return (start + moved).astype(np.float32)
+
+
+def carried_over(
+    start: Params,
+    reference: Params,
+    now: Params,
+    waiting: Params,
+    *,
+    buffer_size: int,
+    share: float = 1.0,
+) -> Params:
+    """The model with which a round begins, when contributions have come since the last update.
+
+    Args:
+        start: the upstream's, w_0', float32, shape (size,).
+        reference: the site's of which the last update was made, w_told.
+        now: the site's, w.
+        waiting: the sum of weighted deltas in its buffer, B.
+        buffer_size: K.
+        share: of what has come that is carried over.
+
+    Returns:
+        w_0' + share ((w - w_told) + B / K), float32.
+    """
+    moved = now.astype(np.float64) - reference + waiting.astype(np.float64) / buffer_size
+    return (start + share * moved).astype(np.float32)
 
 
 def mean_weight(begun: Begun, tally: Tally) -> float:

@@ -31,7 +31,7 @@ from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, ModelVersion, Seq, TaskName, shard_of
 from schemas.params import Params, ParamSpec, TensorSpec, base_digest
 from schemas.strategy import StrategyOptions
-from schemas.task import CodecOptions, TaskSpec, TrainOptions, checked_spec
+from schemas.task import CodecOptions, PublishOptions, TaskSpec, TrainOptions, checked_spec
 from schemas.wire import encode_update
 
 SITE, DEVICE = TaskName("site"), DeviceId("one")
@@ -117,7 +117,12 @@ async def site_at(server: servers.Server, spec: TaskSpec = SPEC) -> AsyncIterato
                 await asyncio.sleep(0.02)
             yield Site(redis, url)
         finally:
+            while STARTED:
+                STARTED.pop().stop()  # else a test that fails would wait for its thread for ever
             await end([running])
+
+
+STARTED: list[SiteTrainer] = []
 
 
 async def _folded(redis: Redis) -> bool:
@@ -127,6 +132,7 @@ async def _folded(redis: Redis) -> bool:
 
 def training(trainer: SiteTrainer, params: Params) -> "asyncio.Task[TrainResult]":
     rng: Any = None
+    STARTED.append(trainer)
     call = asyncio.to_thread(trainer.train, {"w": params}, TrainOptions(), rng)
     return asyncio.create_task(call)
 
@@ -303,6 +309,38 @@ async def test_what_comes_between_two_rounds_goes_up_with_the_next_one(
     assert (result.contributions, result.weight) == (5, 1.0)
     np.testing.assert_allclose(w(result), BASE * 2 + STEP, rtol=1e-6)
     assert "late contributions=3: carried over" in caplog.text
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_who_starts_again_under_another_model_carries_over_what_the_site_still_tells(
+    server: servers.Server,
+    tmp_path: Path,
+    outbox: Spool,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    keeps: bool,
+) -> None:
+    """An update was never made of the round, and the upstream has gone on."""
+    memory = tmp_path / "round.json"
+    kept = msgspec.structs.replace(SPEC, publish=PublishOptions(keep=8 if keeps else 2))
+    async with site_at(server, kept) as site:
+        first = SiteTrainer(site.url, SITE, 9, 60.0, memory, outbox=outbox)
+        running = training(first, BASE)
+        for version in (1, 2):
+            await site.until(version)
+            await site.sends(2)
+        await site.until(version=3)
+        first.stop()
+        with pytest.raises(ValueError, match="the region ends"):
+            await running
+        running = training(SiteTrainer(site.url, SITE, 6, 60.0, memory, outbox=outbox), BASE * 2)
+        for version in range(4, 5 if keeps else 7):
+            await site.until(version)
+            await site.sends(2)
+        result = await running
+    assert result.contributions == 6
+    np.testing.assert_allclose(w(result), BASE * 2 + STEP, rtol=1e-6)
+    assert ("lost contributions=4" in caplog.text) is not keeps
 
 
 async def test_of_more_than_one_update_takes_the_mean_goes_up_and_the_log_says_what_is_lost(
