@@ -82,12 +82,12 @@ def test_more_than_one_impulse_a_coordinate_leaves_less_than_omega_says():
     seed=st.integers(0, 1000),
     tail=st.sampled_from([0.0, 1.0, 3.0]),
 )
-def test_a_packet_is_filled_to_the_last_byte_but_two(size, budget, seed, tail):
+def test_a_packet_is_filled_but_for_less_than_one_long_gap(size, budget, seed, tail):
     rng = generator(seed)
     vector = rng.standard_normal(size) * np.exp(tail * rng.standard_normal(size))
     payload = SQ.encode(vector.astype(np.float32), Ask(budget=budget), rng)
     assert len(payload) <= budget
-    assert len(payload) >= budget - 2 or _impulses(payload) == MOST * size
+    assert len(payload) >= budget - 4 or _impulses(payload) == MOST * size
 
 
 def test_most_packets_are_filled_to_the_last_byte():
