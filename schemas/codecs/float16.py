@@ -28,8 +28,7 @@ def _encode(vector: Params, ask: Ask, _rng: "np.random.Generator") -> bytes:
 def _decode(payload: memoryview, size: int) -> Dense:
     exactly(payload, _least_bytes(size))
     with np.errstate(invalid="ignore"):  # a signalling NaN is for admission to see
-        with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused as any NaN is
-            return Dense(np.frombuffer(payload, dtype="<f2").astype(np.float32))
+        return Dense(np.frombuffer(payload, dtype="<f2").astype(np.float32))
 
 
 FLOAT16: Final = Codec(
