@@ -93,9 +93,9 @@ def _metrics(
     }
 
 
-def budget(options: TrainOptions, clock: Callable[[], float]) -> Enough:
-    """When a round is over, by `steps` and `seconds`; the clock runs from now."""
-    began = clock()
+def budget(options: TrainOptions, clock: Callable[[], float], *, spent_s: float = 0.0) -> Enough:
+    """When a round is over, by `steps` and `seconds`; `spent_s` of these have passed by now."""
+    began = clock() - spent_s
 
     def enough(steps: int) -> bool:
         if options.steps and steps >= options.steps:
