@@ -1,8 +1,8 @@
 """What the world is told after a commit: records for the outbox. Pure.
 
-Order matters: the specification; receipts, which are for one device each, before what the whole
-fleet is told; blobs before the manifests that name them; then the sweep of what nobody needs, and
-what people watch.
+Order matters: the specification, after the bundle that it names; receipts, which are for one device
+each, before what the whole fleet is told; blobs before the manifests that name them; then the sweep
+of what nobody needs, and what people watch.
 """
 
 from collections.abc import Iterator
@@ -75,6 +75,8 @@ def records(
     state: TaskState, changes: Changes, moved: Moves, pressure: Pressure = CALM
 ) -> Iterator[Record]:
     """Everything to say for one commit, in order."""
+    bundle, others = _spreads(state, moved)
+    yield from bundle
     if changes.spec is not None:
         yield Say("spec", changes.spec, retain=True)
     for device, answer in changes.answers.items():
@@ -84,8 +86,7 @@ def records(
     for device in sorted(changes.erased):
         yield Say(f"receipt/{device}", b"", retain=True)
         yield Say(f"state/{device}", b"", retain=True)
-    for fresh in moved.spread:
-        yield Spread(fresh.name, fresh.chunk_bytes)
+    yield from others
     if changes.model and (last := state.published) is not None:
         yield Say("model", told(state, last), retain=True)
     for suffix, payload in standing(state, changes).items():
@@ -95,6 +96,16 @@ def records(
     yield Say("metrics", metrics_json(state, pressure), retain=True)
     for event in changes.events:
         yield Say("events", msgspec.json.encode(event), retain=False)
+
+
+def _spreads(state: TaskState, moved: Moves) -> tuple[list[Spread], list[Spread]]:
+    """What is to be retained: the bundle, if it is new, and all others."""
+    ref = None if state.spec is None else state.spec.bundle
+    name = "" if ref is None else ref.blob
+    fresh = [Spread(blob.name, blob.chunk_bytes) for blob in moved.spread]
+    return [each for each in fresh if each.blob == name], [
+        each for each in fresh if each.blob != name
+    ]
 
 
 def standing(state: TaskState, changes: Changes) -> dict[str, bytes]:

@@ -274,14 +274,15 @@ class Fold:
         self._say_spec(spec)
 
     def _check_tensors(self, spec: TaskSpec) -> None:
-        """The tensors of a task never change."""
+        """The tensors of a task never change, nor what trains them."""
         state = self.state
         if state.spec is None:
             fits = spec.params.size == state.model.vectors["params"].size
         else:
             fits = spec.params.digest == state.spec.params.digest
+            fits = fits and spec.bundle == state.spec.bundle
         if not fits:
-            msg = "a task cannot change its tensors"
+            msg = "a task cannot change its tensors or its bundle"
             raise InvariantError(msg)
 
     def _say_spec(self, spec: TaskSpec) -> None:

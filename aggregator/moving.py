@@ -122,6 +122,8 @@ def _needed(state: SmallState) -> list[str]:
     names = [name for release in state.releases for name in release.blobs]
     if state.lattice is not None and not state.lattice.drawn:
         names.append(state.lattice.name)
+    if state.spec is not None and state.spec.bundle is not None:
+        names.append(state.spec.bundle.blob)
     return list(dict.fromkeys(names))
 
 

@@ -2,7 +2,8 @@
 
 Of a version devices fetch the manifest's blob: its parameters, or a keyframe. On a lattice there
 are the diffs between publications too, and W0 unless devices draw it; the parameters themselves are
-then kept beside the keyframe, for whoever needs all of a model.
+then kept beside the keyframe, for whoever needs all of a model. A task's training bundle is needed
+as long as the task lives.
 """
 
 from collections.abc import Collection, Iterator
@@ -36,14 +37,16 @@ class Blob:
 
 def on_broker(state: TaskState) -> tuple[Blob, ...]:
     """What devices may ask for, each once."""
-    found = {blob.name: blob for blob in (*_of_lattice(state), *_of_releases(state))}
+    every = (*_of_bundle(state), *_of_lattice(state), *_of_releases(state))
+    found = {blob.name: blob for blob in every}
     return tuple(found.values())
 
 
 def in_redis(state: TaskState) -> tuple[str, ...]:
     """The names of all that is kept."""
     kept = [name for _, release in sorted(state.releases.items()) for name in release.blobs]
-    return tuple(dict.fromkeys([*kept, *(blob.name for blob in _of_lattice(state))]))
+    others = (*_of_lattice(state), *_of_bundle(state))
+    return tuple(dict.fromkeys([*kept, *(blob.name for blob in others)]))
 
 
 def fresh(changes: Changes, kept: Collection[str]) -> dict[str, bytes]:
@@ -55,6 +58,12 @@ def fresh(changes: Changes, kept: Collection[str]) -> dict[str, bytes]:
 def renamed(changes: Changes, kept: Collection[str]) -> dict[str, str]:
     """Blobs that a commit has to rename: old name -> new one."""
     return {old: new for old, new in changes.renamed.items() if new in kept}
+
+
+def _of_bundle(state: TaskState) -> Iterator[Blob]:
+    ref = None if state.spec is None else state.spec.bundle
+    if ref is not None:
+        yield Blob(ref.blob, ref.bytes, ref.chunk_bytes)
 
 
 def _of_lattice(state: TaskState) -> Iterator[Blob]:

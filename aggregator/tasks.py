@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from redis.asyncio import Redis
 
+from aggregator.bundles import reference_for
 from aggregator.checkpoint import (
     SmallState,
     device_from_bytes,
@@ -46,6 +47,7 @@ if redis.call('SISMEMBER', KEYS[4], ARGV[4]) == 1 then return 'leaving' end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'params', ARGV[2], 'life', ARGV[5])
 redis.call('XADD', KEYS[2], '*', unpack(cmsgpack.unpack(ARGV[3])))
 redis.call('SADD', KEYS[3], ARGV[4])
+if KEYS[5] then redis.call('SET', KEYS[5], ARGV[6]) end
 return 'created'
 """
 
@@ -84,15 +86,22 @@ def epoch_at(unix_s: float) -> int:
 
 
 async def create_task(
-    redis: Redis, task: TaskName, spec: TaskSpec, params: Params, *, epoch: int
+    redis: Redis,
+    task: TaskName,
+    spec: TaskSpec,
+    params: Params,
+    *,
+    epoch: int,
+    bundle: bytes | None = None,
 ) -> None:
-    """Create a task: its origin and the first entry of its log.
+    """Create a task: its origin, the first entry of its log, and its packed bundle, if it has one.
 
     Raises:
-        ConfigError: the task exists or is not cleared yet, or the epoch does not fit.
+        ConfigError: the task exists or is not cleared yet, the epoch or the bundle does not fit.
     """
     check_epoch(epoch)
-    spec = checked_spec(spec)
+    ref = await reference_for(spec, bundle)
+    spec = checked_spec(msgspec.structs.replace(spec, bundle=ref))
     if params.size != spec.params.size:
         remedy = f"has {params.size} parameters, the specification {spec.params.size}"
         raise ConfigError("init", remedy)
@@ -103,8 +112,12 @@ async def create_task(
 
     keys = TaskKeys(task)
     entry = [part for pair in to_fields(SpecSet(spec_to_json(spec))).items() for part in pair]
-    names = (keys.origin, keys.log, TASKS, LEAVING)
-    values = (epoch, vector_to_bytes(params), pack_for_lua(entry), task, fresh_life())
+    names = [keys.origin, keys.log, TASKS, LEAVING]
+    values: list[int | str | bytes] = [epoch, vector_to_bytes(params), pack_for_lua(entry)]
+    values += [task, fresh_life()]
+    if ref is not None and bundle is not None:
+        names.append(keys.blob(ref.blob))
+        values.append(bundle)
     await until_cleared(redis, task)
     done = as_bytes(await redis.eval(_CREATE_LUA, len(names), *names, *values))
     if done == b"exists":

@@ -24,6 +24,7 @@ import numpy as np
 
 from edge_agent import disk
 from edge_agent.allowance import told
+from edge_agent.bundles import is_here
 from edge_agent.conditions.looking import Unmet, looking, readings_of
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import read_only, with_local
@@ -31,7 +32,7 @@ from edge_agent.pacing import Pacer
 from edge_agent.rounds import Adopted, Entropy, OnCreated, Round, Rounds, entropy_of
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import DiskFull, Spool
-from edge_agent.trainer import Trainer
+from edge_agent.trainer import Bundled, Trainer
 from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
@@ -127,8 +128,16 @@ class Agent:
         )
         self._draining = False
         self._failures = 0
+        self._trainer = trainer
+        self._is_bundled = isinstance(trainer, Bundled)
         self._link = Link(
-            settings, self._topics, self._device, self._spool, rng=self._rng, on_news=self._reload
+            settings,
+            self._topics,
+            self._device,
+            self._spool,
+            rng=self._rng,
+            on_news=self._reload,
+            bundled=self._is_bundled,
         )
 
     async def run(self) -> None:
@@ -316,9 +325,9 @@ class Agent:
         if spec is not None:
             self._check_disk(spec)
         if model is None or spec is None:
-            await self._rest("no model is here yet")
-        elif spec.phase != "running":
-            await self._rest(f"the task is {spec.phase}")
+            await self._rest(self._lacking(spec) or "no model is here yet")
+        elif why := await self._unequipped(spec):
+            await self._wait_for_better_times([why])
         elif barred_s := self._link.barred_s:
             await self._rest("the server takes nothing from this device: banned", barred_s)
         elif self._spool.trained == model.base:
@@ -344,6 +353,18 @@ class Agent:
         bound, needed = self._spool.disk_mb, disk.megabytes_needed(spec)
         if 0 < bound < needed:
             raise ConfigError("disk_mb", f"{bound} MB cannot hold this task: give {needed}")
+
+    def _lacking(self, spec: TaskSpec | None) -> str:
+        """Why a trainer that trains with a task's bundle has none; empty: it has, or needs none."""
+        if spec is None or not self._is_bundled:
+            return ""
+        if spec.bundle is not None:
+            return "" if is_here(self._spool, spec.bundle) else "the task's bundle is not here yet"
+        why = f"the task {self._task!r} has no bundle, and the trainer trains with nothing else"
+        if why != self._resting:
+            remedy = "create it with --bundle, or give this device a trainer of its own (--trainer)"
+            log.error("trainer: %s: %s", why, remedy)
+        return why
 
     def _has_room(self, spec: TaskSpec) -> bool:
         """Whether another number may be opened, and the largest update of the task would fit."""
@@ -378,9 +399,27 @@ class Agent:
             return
         self._news.clear()
 
+    async def _unequipped(self, spec: TaskSpec) -> str:
+        """Why there is nothing to train with, or for; empty: there is.
+
+        A trainer is given the bundle of a task that rests, too: it may collect samples, or serve.
+        """
+        if why := self._lacking(spec):
+            return why
+        try:
+            await asyncio.to_thread(self._rounds.hand_over, spec)
+        except ValueError as exc:
+            return str(exc)
+        return "" if spec.phase == "running" else f"the task is {spec.phase}"
+
     async def _times_are_bad(self, spec: TaskSpec) -> Sequence[str]:
         """What speaks against training now, a sentence each."""
-        return await asyncio.to_thread(self._unmet, spec.train.when)
+        return await asyncio.to_thread(self._looked, spec)
+
+    def _looked(self, spec: TaskSpec) -> Sequence[str]:
+        lacks = getattr(self._trainer, "lacks", None)
+        lack = str(lacks()) if callable(lacks) else ""
+        return [*filter(None, [lack]), *self._unmet(spec.train.when)]
 
     async def _wait_for_better_times(self, unmet: Sequence[str]) -> None:
         """Look again later, or when there is news; say why only when it is another reason."""

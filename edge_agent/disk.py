@@ -7,6 +7,7 @@ above the size at which it is written back.
 
 from typing import Final
 
+from edge_agent.download import Whole
 from schemas.codecs import codec_by_name
 from schemas.lattice import KEYFRAME
 from schemas.messages import Manifest
@@ -44,9 +45,9 @@ def on_pages(size: int) -> int:
     return -(-size // (PAGE - 4)) * PAGE + PAGE
 
 
-def chunks_on_pages(manifest: Manifest) -> int:
-    """What the chunks of a model take before it is adopted."""
-    size, number = manifest.chunk_bytes, manifest.chunks
+def chunks_on_pages(whole: Whole) -> int:
+    """What the chunks of a model, or of a bundle, take before it is put together."""
+    size, number = whole.chunk_bytes, whole.chunks
     if size + _ROW > PAGE:
         return number * (on_pages(size) + _ROW)
     return number * (PAGE // (PAGE // (size + _ROW)) + _ROW)
@@ -61,10 +62,12 @@ def blob_bytes_most(manifest: Manifest, spec: TaskSpec) -> int:
 
 
 def fixed_bytes(spec: TaskSpec) -> int:
-    """What a task takes without any update: model, its chunks, residual, tensors of its own."""
+    """What a task takes without any update: model, bundle, chunks, residual, tensors of its own."""
     model, local = 4 * spec.params.size, _local_bytes(spec)
-    chunks = on_pages(model * 5 // 4)
-    return _TABLES + _model_bytes(spec) + _origin_bytes(spec) + chunks + _left_bytes(spec) + local
+    fetched = max(model, 0 if spec.bundle is None else spec.bundle.bytes)  # one after the other
+    chunks = on_pages(fetched * 5 // 4)
+    kept = _model_bytes(spec) + _origin_bytes(spec) + _bundle_bytes(spec)
+    return _TABLES + kept + chunks + _left_bytes(spec) + local
 
 
 def room_for_updates(bound: int, spec: TaskSpec) -> int:
@@ -82,6 +85,7 @@ def megabytes_needed(spec: TaskSpec) -> int:
     """The least bound in which a device can take part: one update at a time."""
     largest = max(
         _model_bytes(spec),
+        _bundle_bytes(spec),
         _left_bytes(spec) + _local_bytes(spec) + update_bytes(spec),
     )
     in_file = fixed_bytes(spec) + update_bytes(spec)
@@ -102,6 +106,10 @@ def _origin_bytes(spec: TaskSpec) -> int:
     Even with a seed it may have to be fetched: it is another where a lattice was begun late.
     """
     return on_pages(4 * spec.params.size) if spec.publish.lattice else 0
+
+
+def _bundle_bytes(spec: TaskSpec) -> int:
+    return 0 if spec.bundle is None else on_pages(spec.bundle.bytes)
 
 
 def _left_bytes(spec: TaskSpec) -> int:

@@ -1,14 +1,17 @@
 """Fetching the model that counts: which one, from where, and again when nothing comes.
 
 A model that is one blob comes in its chunks; how a model that walks on a lattice is caught up with
-stands in `edge_agent.walking`. Either is resumed from the chunks on the disk.
+stands in `edge_agent.walking`. Either is resumed from the chunks on the disk. Before all models
+comes the task's bundle, where the trainer takes it (`edge_agent.bundles`).
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 from edge_agent import disk
+from edge_agent.bundles import BundleFetcher
 from edge_agent.download import assemble, fits, next_window
 from edge_agent.offers import Channel, Offers, is_lattice
 from edge_agent.settings import AgentSettings
@@ -26,6 +29,10 @@ from schemas.wire import decode_manifest, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
 
+KEPT: Final = 2
+"""Blobs that the server leaves on the broker (docs/wire.md, section 5): when so many newer models
+are told of, what is still missing of an older one has gone."""
+
 
 class Fetcher:
     """What fetches models for one device, over one connection after the other.
@@ -35,7 +42,8 @@ class Fetcher:
         topics: of the task.
         device: who asks.
         spool: the device's disk.
-        on_news: awaited when a model has been adopted.
+        on_news: awaited when a model has been adopted, or the bundle is here.
+        bundled: whether the trainer takes the task's bundle.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class Fetcher:
         spool: Spool,
         *,
         on_news: Callable[[], Awaitable[None]],
+        bundled: bool = False,
     ) -> None:
         self._topics = topics
         self._device = device
@@ -54,7 +63,11 @@ class Fetcher:
         self._again = Backoff(settings.silence_s, settings.resend_longest_s)
         self._windows = Windows(settings, topics, device)
         self._walker = Walker(self._windows, spool)
+        self._bundles = BundleFetcher(
+            settings, self._windows, spool, spec=self.stored_spec, wanted=bundled
+        )
         self._wanted: Manifest | None = None
+        self._overtaken, self._plain = 0, False
         self._offers = Offers(canary=False)
         self._refused: Manifest | None = None
         self._rereading = False
@@ -85,9 +98,9 @@ class Fetcher:
 
     @property
     def caught_up(self) -> bool:
-        """Whether this connection has told which model counts, and none has to be fetched."""
+        """Whether this connection has told which model counts, and nothing has to be fetched."""
         counts = self._offers.counts is not None and not self._rereading
-        return counts and self._wanted is None
+        return counts and self._wanted is None and not self._bundles.lacks(self.stored_spec())
 
     def wake(self) -> None:
         """Look again: what did not fit before may fit now."""
@@ -109,6 +122,9 @@ class Fetcher:
         if wanted != self._wanted:
             self._wanted = wanted
             self._wake.set()
+            self._overtaken += 1
+            if self._plain and self._overtaken >= KEPT:
+                self._windows.give_up()
 
     def take(self, topic: str, payload: bytes) -> None:
         """A chunk or an answer has come."""
@@ -118,12 +134,15 @@ class Fetcher:
 
     async def run(self, session: Connection) -> None:
         """Fetch the newest wanted model, resuming from the chunks that are here, for ever."""
-        if self._wanted is not None:
+        if self._wanted is not None or self._bundles.lacks(self.stored_spec()):
             self._wake.set()
         while True:
             await self._wake.wait()
             self._wake.clear()
             manifest, spec = self._wanted, self.stored_spec()
+            if spec is not None and self._bundles.lacks(spec):
+                await self._fetch_bundle(session, spec)
+                continue
             if manifest is None or spec is None or manifest == self._stored_manifest():
                 continue
             if not self._fits(manifest, spec):
@@ -141,6 +160,14 @@ class Fetcher:
                 pinned = self._offers.channel == "pin"
                 again = self._topics.pin(self._device) if pinned else self.channel_topic
                 await session.subscribe([again], qos=1)
+
+    async def _fetch_bundle(self, session: Connection, spec: TaskSpec) -> None:
+        """Fetch what every model of the task needs, or wait until it may be asked for again."""
+        if await self._bundles.fetch(session, spec):
+            await self._on_news()
+        else:
+            await wait(self._wake, self._bundles.pause_s())
+        self._wake.set()
 
     def _stored_manifest(self) -> Manifest | None:
         raw = self._spool.load("manifest")
@@ -179,6 +206,7 @@ class Fetcher:
 
     async def _fetch_one(self, session: Connection, manifest: Manifest, spec: TaskSpec) -> bool:
         """Fetch one model; False when it does not come, is wrong, or another one is wanted."""
+        self._overtaken, self._plain = 0, not is_lattice(manifest)
         try:
             if is_lattice(manifest):
                 caught = await self._walker.catch_up(session, manifest, spec, self._wanted_now)
@@ -207,6 +235,8 @@ class Fetcher:
         blob = manifest.blob
         have = await asyncio.to_thread(self._spool.chunks, blob)
         while window := next_window(manifest, have):
+            if self._overtaken >= KEPT:
+                return None
             pieces = [(blob, index) for index in window]
             found = await self._windows.fetch(
                 session, pieces, lambda _, index, chunk: fits(manifest, index, chunk)

@@ -69,7 +69,8 @@ class Link:
         device: whose receipts to listen to.
         spool: the device's disk.
         rng: for jitter.
-        on_news: awaited when the specification, the model or the outbox has changed.
+        on_news: awaited when the specification, the bundle, the model or the outbox has changed.
+        bundled: whether the trainer takes the task's bundle.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Link:
         *,
         rng: random.Random,
         on_news: Callable[[], Awaitable[None]],
+        bundled: bool = False,
     ) -> None:
         self.online = False
         self._settings = settings
@@ -90,7 +92,7 @@ class Link:
         self._rng = rng
         self._on_news = on_news
         self._resend = Backoff(settings.resend_s, settings.resend_longest_s)
-        self._fetcher = Fetcher(settings, topics, device, spool, on_news=on_news)
+        self._fetcher = Fetcher(settings, topics, device, spool, on_news=on_news, bundled=bundled)
         self._spec: TaskSpec | None = None
         self._allowance = from_disk(spool.load("allowance"), time(), monotonic())
         self._held_until: float | None = None
@@ -135,7 +137,7 @@ class Link:
 
     @property
     def caught_up(self) -> bool:
-        """Whether this connection has told which model counts, and none has to be fetched."""
+        """Whether this connection has told which model counts, and nothing has to be fetched."""
         return self.online and self._fetcher.caught_up
 
     def wake(self) -> None:

@@ -10,15 +10,17 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
+from edge_agent.bundles import stored_bundle
 from edge_agent.compressor import compress
 from edge_agent.conditions.budget import seconds_of
 from edge_agent.header import headed, payload_bytes
 from edge_agent.local_model import answered, local_bytes, read_only, told_local, with_local
 from edge_agent.pacing import Pacer
 from edge_agent.spool import Base, Spool
-from edge_agent.trainer import Evaluator, Trainer, TrainResult
+from edge_agent.trainer import Bundled, Evaluator, Trainer, TrainResult
 from schemas.codecs import Ask, codec_by_name
 from schemas.evaluation import marked
+from schemas.inputs import InputOptions
 from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, Seq
 from schemas.params import Params, base_digest, travelling
@@ -105,6 +107,7 @@ class Rounds:
         self._on_created = on_created
         self._pacer = pacer or Pacer("")
         self._begun = spool.created
+        self._handed: tuple[str, InputOptions] | None = None
 
     def one(self, model: Adopted, spec: TaskSpec, state: Round) -> Round:
         """Do one round, and put its update into the spool.
@@ -119,8 +122,10 @@ class Rounds:
 
         Raises:
             ConfigError: the task asks for joules and this device does not know its watts.
-            ValueError: the trainer's answer does not fit the task's tensors.
+            ValueError: the trainer's answer does not fit the task's tensors, or it does not take
+                the task's bundle.
         """
+        self.hand_over(spec)
         rng = self._entropy(self._begun)
         self._begun += 1
         start = with_local(spec.params, state.params, self._spool.local())
@@ -141,6 +146,25 @@ class Rounds:
                 return Round(params, state.number + 1, seq, found)
             if state.seq is not None and not self._spool.is_unsent(self._spool.boot, state.seq):
                 return state  # the round before was sent while this one ran: it stays alone
+
+    def hand_over(self, spec: TaskSpec) -> None:
+        """Give a trainer that asks for it the task's bundle, once.
+
+        Raises:
+            ConfigError: the trainer can never train with it.
+            ValueError: it is not here yet, or the trainer does not take it.
+        """
+        trainer, ref = self._trainer, spec.bundle
+        if not isinstance(trainer, Bundled) or ref is None:
+            return
+        if self._handed == (ref.digest, spec.input):
+            return
+        bundle = stored_bundle(self._spool, spec)
+        if bundle is None:
+            msg = "the task's bundle is not here yet"
+            raise ValueError(msg)
+        trainer.take_bundle(bundle, spec.input)
+        self._handed = ref.digest, spec.input
 
     def _asked(self, spec: TaskSpec) -> TrainOptions:
         """What the trainer is asked for, by this device's watts and its speed."""

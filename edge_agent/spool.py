@@ -214,8 +214,9 @@ class Spool:
         """Read a named value.
 
         `spec`, `manifest`, `channel`, `params`, `residual`, `before` (the residual from before the
-        newest update), `allowance`; of a model that walks on a lattice its
-        place, `q` and `exponents`, and its `origin` where that was fetched.
+        newest update), `allowance`; `bundle` and its digits, `bundle_digest`; of a
+        model that walks on a lattice its place, `q` and `exponents`, and its `origin` where that
+        was fetched.
         """
         with self._held():
             return self._get(key)
@@ -425,15 +426,22 @@ class Spool:
         """
         if not self.disk_mb:
             return True
+        free = self._free("params", *(["q"] if lattice else []))
+        needed = disk.on_pages(params) + (disk.on_pages(lattice) if lattice else 0)
+        return chunks + needed <= free
+
+    def room_for_bundle(self, chunks: int, size: int) -> bool:
+        """Whether chunks, and then the bundle in them, would fit below the bound."""
+        return not self.disk_mb or chunks + disk.on_pages(size) <= self._free("bundle")
+
+    def _free(self, *keys: str) -> int:
+        """What may be written below the bound, in the place of these values and of all chunks."""
         with self._held():
             pages = self._pragma("max_page_count") - self._pragma("page_count")
             free = (pages + self._pragma("freelist_count")) * disk.PAGE
             query = "SELECT coalesce(sum(length(data)), 0) FROM chunks"
             free += int(self._db.execute(query).fetchone()[0])  # these are kept or make room
-            free += self._length("params")
-            free += self._length("q") if lattice else 0
-        needed = disk.on_pages(params) + (disk.on_pages(lattice) if lattice else 0)
-        return chunks + needed <= free
+            return free + sum(map(self._length, keys))
 
     # -- a model in pieces ---------------------------------------------------------------
 

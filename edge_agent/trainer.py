@@ -7,7 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.bundle import Bundle
 from schemas.evaluation import Evaluation
+from schemas.inputs import InputOptions
 from schemas.task import TrainOptions
 
 
@@ -45,9 +47,10 @@ class Trainer(Protocol):
     """Trains on this device's own data.
 
     `fedmq-agent --trainer module:Class` calls `Class(**options)` once, with the options of its
-    own configuration, then `train` for every round, in a worker thread. Two more methods are
-    asked for when they are there: `evaluate` (see `Evaluator`) and `new_samples() -> int`, the
-    number of examples that have come since the last training.
+    own configuration, then `train` for every round, in a worker thread. More methods are asked for
+    when they are there: `evaluate` (see `Evaluator`), `take_bundle` (see `Bundled`),
+    `new_samples() -> int`, the number of examples that have come since the last training, and
+    `lacks() -> str`, what must come before it can train, a sentence, or empty.
 
     What `options.personal` asks for is a trainer's own affair: only what `train` returns is sent.
     The built-in ones obey it, and give what came of it to whoever made them (`personal`).
@@ -78,5 +81,21 @@ class Evaluator(Protocol):
 
         Only sums over the fleet leave the server; at most 15 figures, names of up to 31
         characters. None: this device holds nothing out.
+        """
+        ...
+
+
+@runtime_checkable
+class Bundled(Protocol):
+    """A Trainer that trains with the graphs of the task's bundle (`schemas.bundle`)."""
+
+    def take_bundle(self, bundle: Bundle, given: InputOptions) -> None:
+        """Train with this from now on; called in a worker thread, before training, when it is new.
+
+        It was read and checked. A ValueError's sentence is told, and it is called again later.
+
+        Args:
+            bundle: the graphs and their ports.
+            given: the task's [input].
         """
         ...

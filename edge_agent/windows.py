@@ -18,6 +18,9 @@ from schemas.topics import TaskTopics
 ANSWER_BYTES_MOST: Final = 1 << 17
 """A longer answer is none; the server's are at most half as long."""
 
+_GIVEN_UP: Final = ""
+"""In place of a topic: nobody waits any more."""
+
 Fits: TypeAlias = Callable[[str, int, bytes], bool]
 """Whether these bytes can be this chunk of this blob."""
 
@@ -66,6 +69,11 @@ class Windows:
         if topic in self._awaited:  # of all else nobody would take it away
             self._arrived.put_nowait((topic, payload))
 
+    def give_up(self) -> None:
+        """What is awaited does not come any more: no longer wait for it."""
+        if self._awaited:
+            self._arrived.put_nowait((_GIVEN_UP, b""))
+
     def _await(self, topics: Collection[str]) -> None:
         """Listen to these from now on; what has come of others before is forgotten."""
         self._arrived, self._awaited = asyncio.Queue(), topics
@@ -86,6 +94,8 @@ class Windows:
             async with asyncio.timeout(self._silence_s) as patience:
                 while len(found) < len(places):
                     topic, data = await self._arrived.get()
+                    if topic == _GIVEN_UP:
+                        break
                     piece = places.get(topic)
                     if piece is not None and fits(*piece, data):
                         found[piece] = data

@@ -24,7 +24,7 @@ def changed_spec(spec: TaskSpec, assignments: Iterable[str]) -> TaskSpec:
         names = path.strip().split(".")
         if not equals or not all(names):
             raise ConfigError("set", f"{text!r} must be TABLE.FIELD=VALUE, as in train.epochs=3")
-        if names[0] in {"params", "init", "phase", "gain", "needs"}:
+        if names[0] in {"params", "init", "phase", "gain", "needs", "bundle"}:
             remedy = "cannot be set: a task keeps its tensors and initial model; see task --help"
             raise ConfigError(names[0], remedy)
         _assign(tables, names, _value(value.strip()))
@@ -36,7 +36,8 @@ def replaced_spec(spec: TaskSpec, file: TaskFile) -> TaskSpec:
     if file.params is not None and file.params != spec.params:
         remedy = "a task cannot change its tensors; make another task (fedmq task create)"
         raise ConfigError("params", remedy)
-    fresh = msgspec.structs.replace(file.spec(spec.params), init=spec.init)
+    made = file.spec(spec.params, bundle=spec.bundle)
+    fresh = msgspec.structs.replace(made, init=spec.init)
     return _walks_on(spec, fresh)
 
 

@@ -11,10 +11,12 @@ from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec.inspect import StructType, Type, UnionType, VarTupleType, type_info
 
+from schemas.bundle import BundleRef
 from schemas.codecs import CodecOptions, codec_by_name
 from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.evaluation import Better
+from schemas.inputs import InputOptions
 from schemas.lattice import check_step
 from schemas.pace import PaceOptions
 from schemas.params import ParamSpec
@@ -38,7 +40,7 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`")
 
-UNDERSTOOD: Final = ("kinds", "when", "checksum", "uplink", "lattice")
+UNDERSTOOD: Final = ("kinds", "when", "checksum", "uplink", "lattice", "bundle")
 """What this version understands of a task's `needs`."""
 
 _FOR_DEVICES: Final = (
@@ -54,6 +56,8 @@ _FOR_DEVICES: Final = (
     "gain",
     "init",
     "publish",
+    "input",
+    "bundle",
 )
 
 REPORT_BYTES: Final = 256
@@ -240,6 +244,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         init: how the initial model was drawn, so that a device draws it too; none when it came from
             a file.
         needs: what a device must understand to take part; written by the server alone.
+        input: what of a device's data the model is fed; left out of the JSON when it says nothing.
+        bundle: the graphs that a device trains the model with; none: it brings a trainer of its
+            own. Left out of the JSON when there is none.
     """
 
     params: ParamSpec
@@ -257,6 +264,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gain: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
     init: InitOptions | None = None
     needs: tuple[str, ...] = ()
+    input: InputOptions = InputOptions()
+    bundle: BundleRef | None = None
 
     @property
     def max_update_bytes(self) -> int:
@@ -284,13 +293,17 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finish: FinishOptions = FinishOptions()
     uplink: Uplink = ""
     init: InitOptions = InitOptions()
+    input: InputOptions = InputOptions()
 
-    def spec(self, params: ParamSpec, *, drawn: bool = False) -> TaskSpec:
+    def spec(
+        self, params: ParamSpec, *, drawn: bool = False, bundle: BundleRef | None = None
+    ) -> TaskSpec:
         """Complete the specification with the model's tensors. Raises ConfigError.
 
         Args:
             params: the tensors.
             drawn: whether the initial model was drawn as `init` says, and came from no file.
+            bundle: what devices train it with, if they are given that.
         """
         return checked_spec(
             TaskSpec(
@@ -306,6 +319,8 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 finish=self.finish,
                 uplink=self.uplink,
                 init=self.init if drawn else None,
+                input=self.input,
+                bundle=bundle,
             )
         )
 
@@ -428,13 +443,19 @@ def _needs(spec: TaskSpec) -> tuple[str, ...]:
         "checksum": spec.codec.checksum,
         "uplink": bool(spec.uplink),
         "lattice": spec.publish.lattice,
+        "bundle": spec.bundle is not None,
     }
     return tuple(need for need in UNDERSTOOD if found[need])
 
 
 def spec_to_json(spec: TaskSpec) -> bytes:
     """Write the retained JSON."""
-    return msgspec.json.encode(spec)
+    tables = msgspec.to_builtins(spec)
+    if spec.input == InputOptions():
+        del tables["input"]
+    if spec.bundle is None:
+        del tables["bundle"]
+    return msgspec.json.encode(tables)
 
 
 def spec_from_json(data: bytes) -> TaskSpec:
@@ -476,6 +497,7 @@ def _json_tables(data: bytes) -> object:
 
 def _pruned(value: object, info: Type) -> object:
     """Without the fields that this version does not know, at any depth of structs."""
+    info = _struct_in(info) if isinstance(info, UnionType) else info
     if isinstance(info, StructType) and isinstance(value, dict):
         fields = {field.encode_name: field.type for field in info.fields}
         return {k: _pruned(v, fields[k]) for k, v in value.items() if k in fields}

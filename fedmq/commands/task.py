@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 import typer
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aggregator.tasks import all_tasks, create_task, fresh_epoch, task_spec, task_status
+from fedmq.bundle_folder import packed, read_folder
 from fedmq.commands import task_files, task_life
 from fedmq.commands.deciding import columns
 from fedmq.commands.running import Config, RedisUrl, redis_for
@@ -22,7 +23,7 @@ from schemas.errors import ConfigError
 from schemas.initial import initial_params
 from schemas.names import TaskName, task_name
 from schemas.params import Params, ParamSpec, flatten, spec_of
-from schemas.task import TaskFile, read_task_file, spec_to_json
+from schemas.task import TaskFile, TaskSpec, TrainOptions, read_task_file, spec_to_json
 
 app = typer.Typer(
     help="Create a task, look at it, change it, pause it, move it, end it.",
@@ -32,13 +33,19 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(help="The task's name: a-z, 0-9, _ and -.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
+_PLAIN: Final = TaskFile(train=TrainOptions(batch_size=32, learning_rate=0.05))
+"""How a bundle is trained where nobody says more."""
+
 
 @app.command("create")
 def create(
     name: Name,
-    spec: Annotated[Path, typer.Option(help="What to train and how: a task.toml.")],
+    spec: Annotated[Path | None, typer.Option(help="What to train and how: a task.toml.")] = None,
     init: Annotated[
         Path | None, typer.Option(help="The initial model: an .npz of named arrays.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="What `fedmq model import` has written: model and graphs.")
     ] = None,
     epoch: Annotated[
         int | None, typer.Option(help="Only after a loss of Redis within four hours: a higher one.")
@@ -52,22 +59,32 @@ def create(
     initial model is drawn as its table [init] says. With --init the file may give kinds to the
     tensors (trained, buffer, frozen, local) under the same names and shapes.
 
+    With --bundle devices are given an ONNX model and train it with nothing but their data. Tensors,
+    kinds and initial model are the bundle's; without --spec batches are of 32 examples and the
+    learning rate is 0.05.
+
     Example: fedmq task create pumps --spec task.toml --init model.npz
     """
     task = task_name(name)
-    file = _read_spec(spec)
-    param_spec, params = _initial(file, init)
-    complete = file.spec(param_spec, drawn=init is None)
+    if bundle is not None:
+        complete, params, data = _with_bundle(bundle, spec, init)
+    elif spec is None:
+        raise ConfigError("spec", "is missing: give a task.toml, or --bundle FOLDER")
+    else:
+        file, data = _read_spec(spec), None
+        param_spec, params = _initial(file, init)
+        complete = file.spec(param_spec, drawn=init is None)
 
     async def act() -> int:
         async with redis_for(config, redis_url) as redis:
             known = await fresh_epoch(redis, task, time.time())
             number = known if epoch is None else epoch
-            await create_task(redis, task, complete, params, epoch=number)
+            await create_task(redis, task, complete, params, epoch=number, bundle=data)
             return number
 
     number = asyncio.run(act())
-    typer.echo(f"created task {task}: {param_spec.size:,} parameters, epoch {number}")
+    beside = "" if data is None else f", a bundle of {len(data):,} bytes"
+    typer.echo(f"created task {task}: {params.size:,} parameters{beside}, epoch {number}")
 
 
 @app.command("list")
@@ -140,6 +157,20 @@ def _read_spec(path: Path) -> TaskFile:
         return read_task_file(path.read_text())
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError("spec", f"cannot be read: {exc}") from exc
+
+
+def _with_bundle(
+    folder: Path, spec: Path | None, init: Path | None
+) -> tuple[TaskSpec, Params, bytes]:
+    """What a bundle makes of a task: its specification, its initial model, and itself."""
+    if init is not None:
+        raise ConfigError("init", "goes without: the bundle has its own initial model (theta0.npz)")
+    file = _PLAIN if spec is None else _read_spec(spec)
+    bundle, theta0 = read_folder(folder)
+    params = bundle.manifest.params
+    if file.params not in {None, params}:
+        raise ConfigError("params", "are the bundle's: leave [[params.tensors]] out")
+    return file.spec(params), flatten(params, theta0), packed(bundle)
 
 
 def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aggregator.bundles import bundle_bytes
 from aggregator.tasks import (
     create_task,
     delete_task,
@@ -152,7 +153,8 @@ def clone(
             if model is None:
                 raise ConfigError("task", f"{task!r} has published no model yet")
             epoch = await fresh_epoch(redis, other, time.time())
-            await create_task(redis, other, spec, model.params, epoch=epoch)
+            bundle = None if spec.bundle is None else await bundle_bytes(redis, task, spec.bundle)
+            await create_task(redis, other, spec, model.params, epoch=epoch, bundle=bundle)
             number = model.manifest.version
             typer.echo(f"created task {other} from version {number} of {task}, epoch {epoch}")
 

@@ -227,6 +227,20 @@ async def test_a_swept_chunk_makes_the_device_read_the_manifest_again(
         assert there.spool.chunks("k1-1") == {}
 
 
+async def test_a_model_that_two_newer_ones_have_overtaken_is_not_waited_for(
+    broker, tmp_path, asked
+) -> None:
+    async with server_side(broker) as server, device(broker, tmp_path, silence_s=600) as there:
+        await server.keep_spec()
+        await server.keep_chunks(Model(1).chunks[:5])
+        await server.keep_manifest(Model(1).manifest)
+        await eventually(lambda: asked.count(TOPICS.chunk("k1-1", 7)) == 1, "it waits")
+        await server.keep_manifest(Model(2).manifest)
+        await server.keep_model(Model(3))
+        await server.update_from(Model(3))
+        assert there.trainer.started_from == [103]
+
+
 async def test_a_model_whose_chunks_come_late_is_adopted(broker, tmp_path, heard) -> None:
     async with server_side(broker) as server, device(broker, tmp_path):
         await server.keep_spec()

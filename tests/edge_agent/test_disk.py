@@ -12,6 +12,7 @@ from edge_agent import disk
 from edge_agent.agent import Agent
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import DiskFull, Spool
+from schemas.bundle import BundleRef
 from schemas.errors import ConfigError
 from schemas.messages import ModelUpdate
 from schemas.names import Epoch, ModelVersion, Seq
@@ -127,6 +128,40 @@ def test_a_model_on_a_lattice_lives_within_the_least_bound_that_is_told(
         assert spool.bytes_of("q") == place
         assert spool.bytes_of("nothing") == 0
     assert bound * disk.MB / 4 < max(seen) <= bound * disk.MB
+
+
+def test_a_task_with_a_bundle_lives_within_the_least_bound_that_is_told(tmp_path: Path) -> None:
+    plain = task(20_000)
+    spec = checked_spec(msgspec.structs.replace(plain, bundle=BundleRef("ab" * 32, 700_000)))
+    bound, path = disk.megabytes_needed(spec), tmp_path / "spool.sqlite"
+    more = disk.fixed_bytes(spec) - disk.fixed_bytes(plain)
+    assert more > 2 * 700_000 - 8 * plain.params.size, "the bundle, and the chunks before it"
+    with closing(Spool(path, disk_mb=bound)) as spool:
+        seen = []
+        for version in range(2):  # a second one, when the task is made anew
+            blob = f"b{version}"
+            for first in range(0, 700_000 // 4096, 8):
+                spool.add_chunks(blob, ((i, bytes(4096)) for i in range(first, first + 8)))
+                seen.append(taken(path))
+            spool.save(bundle=bytes(700_000), bundle_digest=bytes(64))
+            spool.drop_chunks()
+            seen += live(spool, spec, version, 4096)
+            for update in spool.open_updates():
+                spool.mark_sent(update.boot, update.seq)
+            spool.settle(spool.boot, lambda _: True)
+    assert bound * disk.MB / 4 < max(seen) <= bound * disk.MB
+
+
+def test_a_bundle_needs_room_unless_it_takes_the_place_of_another(tmp_path: Path) -> None:
+    with closing(Spool(tmp_path / "spool.sqlite", disk_mb=1)) as spool:
+        assert spool.room_for_bundle(0, 500_000)
+        assert not spool.room_for_bundle(300_000, 500_000)
+        spool.save(params=bytes(300_000))
+        assert not spool.room_for_bundle(0, 500_000)
+        spool.save(params=b"", bundle=bytes(300_000))
+        assert spool.room_for_bundle(0, 500_000)
+    with closing(Spool(tmp_path / "free.sqlite")) as spool:
+        assert spool.room_for_bundle(1 << 30, 1 << 30)
 
 
 def test_the_place_on_a_lattice_needs_room_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from schemas.bundle import BundleRef
 from schemas.changes import changed_spec, replaced_spec
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec, TensorSpec
@@ -51,3 +52,13 @@ def test_a_task_keeps_its_initial_model() -> None:
     with pytest.raises(ConfigError) as caught:
         changed_spec(spec, ["init.seed=5"])
     assert caught.value.field == "init"
+
+
+def test_a_task_keeps_its_bundle() -> None:
+    ref = BundleRef("ab" * 32, 5000)
+    spec = checked_spec(msgspec.structs.replace(SPEC, bundle=ref))
+    for changed in (changed_spec(spec, ["train.epochs=3"]), replaced_spec(spec, TaskFile())):
+        assert (changed.bundle, "bundle" in changed.needs) == (ref, True)
+    with pytest.raises(ConfigError) as caught:
+        changed_spec(spec, ["bundle.bytes=5"])
+    assert caught.value.field == "bundle"

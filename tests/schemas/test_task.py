@@ -1,3 +1,4 @@
+import json
 from contextlib import suppress
 
 import msgspec
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LEAN
 
+from schemas.bundle import BundleRef
 from schemas.conditions import Conditions
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec, TensorSpec
@@ -269,3 +271,35 @@ def test_nobody_judges_by_reports_that_messages_have_no_room_for(table):
         read_task_file(text.format("103 B")).spec(PARAMS)
     assert refused.value.field == f"{table}.by"
     read_task_file(text.format("256 B")).spec(PARAMS)
+
+
+BUNDLE = BundleRef("ab" * 32, 5000, 512)
+
+
+def test_a_task_with_a_bundle_needs_devices_that_know_it_and_they_are_told_all_of_it():
+    made = read_task_file("").spec(PARAMS, bundle=BUNDLE)
+    assert made.needs == ("bundle",)
+    assert spec_from_json(spec_to_json(made)) == made
+    assert device_spec_from_json(spec_to_json(made)).bundle == BUNDLE
+
+
+def test_a_task_without_a_bundle_is_written_as_it_always_was():
+    assert "bundle" not in json.loads(spec_to_json(read_task_file("").spec(PARAMS)))
+
+
+def test_a_device_passes_over_what_a_newer_server_says_of_a_bundle():
+    tables = json.loads(spec_to_json(read_task_file("").spec(PARAMS, bundle=BUNDLE)))
+    tables["bundle"]["mirror"] = "https://somewhere"
+    assert device_spec_from_json(json.dumps(tables).encode()).bundle == BUNDLE
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("digest", "AB" * 32), ("digest", "../etc"), ("bytes", 0), ("bytes", 1 << 27)],
+)
+def test_a_reference_to_what_cannot_be_a_bundle_is_refused_by_name(field, value):
+    tables = json.loads(spec_to_json(read_task_file("").spec(PARAMS, bundle=BUNDLE)))
+    tables["bundle"][field] = value
+    with pytest.raises(ConfigError) as refused:
+        device_spec_from_json(json.dumps(tables).encode())
+    assert refused.value.field == f"bundle.{field}"

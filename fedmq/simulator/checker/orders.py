@@ -21,7 +21,18 @@ CODEC_IDS: Final = range(10)
 """All that there are: an update in one that its task has not asked for is `wrong_codec`."""
 
 
-_FOR_DEVICES: Final = {"train", "pace", "evaluate", "phase", "needs", "uplink", "gain", "init"}
+_FOR_DEVICES: Final = {
+    "train",
+    "pace",
+    "evaluate",
+    "phase",
+    "needs",
+    "uplink",
+    "gain",
+    "init",
+    "input",
+    "bundle",
+}
 """What is passed over: the log's own entries tell the phase, and no reports are judged here."""
 
 _KNOWN: Final[dict[str, dict[str, Any]]] = {

@@ -25,6 +25,7 @@ _NOT_SIMULATED: Final = {
     "evaluate": "is not simulated: [measure] says when the model is measured; leave it out",
     "finish.metric": "is not simulated: say it in [stop] target; leave it out",
     "train.when": "is not simulated: say it in [availability] and [energy]; leave it out",
+    "input": "is not simulated: [data] says what devices know; leave it out",
     "train.personal.head_epochs": "is not simulated: all tensors are shared here; leave it out",
 }
 """Of a task, by their names: what would go unheard, and what to do."""
@@ -271,6 +272,7 @@ def _check_task(task: TaskFile) -> None:
         "evaluate": task.evaluate != plain.evaluate,
         "finish.metric": bool(task.finish.metric),
         "train.when": task.train.when != Conditions(),
+        "input": task.input != plain.input,
         "train.personal.head_epochs": bool(task.train.personal.head_epochs),
     }
     for name, remedy in _NOT_SIMULATED.items():

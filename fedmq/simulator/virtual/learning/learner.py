@@ -275,6 +275,9 @@ def learner_of(
         how = descent_of(train)
     except ValueError as exc:
         raise ConfigError("task.train.options", str(exc)) from exc
+    if (how.optimizer != "sgd" or how.clip) and not data.trainer:
+        remedy = "adam and clip are not simulated with the built-in network: name a [data] trainer"
+        raise ConfigError("task.train.options", remedy)
     world = world_of(data, devices, seed)
     outputs = world.held_out.targets.shape[1]
     shapes = mlp_shapes(world.held_out.features.shape[1], data.hidden, outputs)

@@ -281,6 +281,16 @@ def test_a_field_that_it_does_not_know_is_refused_by_name(path):
         fold(EPOCH, Recorder().origin, raw)
 
 
+def test_what_devices_train_with_is_passed_over():
+    recorder = Recorder()
+    tables = json.loads(recorder.raw[0][1][b"p"])
+    tables["bundle"] = {"digest": "ab" * 32, "bytes": 5, "chunk_bytes": 4096}
+    tables["needs"] = ["bundle"]
+    told = (recorder.raw[0][0], {b"k": b"spec", b"p": json.dumps(tables).encode()})
+    plain = fold(EPOCH, recorder.origin, recorder.raw)
+    assert fold(EPOCH, recorder.origin, [told, *recorder.raw[1:]]).version == plain.version
+
+
 @pytest.mark.parametrize("codec", ["rotated_int4"])
 def test_a_codec_that_it_does_not_know_is_refused(codec):
     tables = json.loads(spec_to_json(make_spec()))

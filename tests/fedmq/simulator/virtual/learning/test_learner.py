@@ -1,5 +1,7 @@
 """What the simulator sees of data, training and attacks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -145,6 +147,12 @@ def test_bad_options_of_training_are_named() -> None:
     with pytest.raises(ConfigError, match=r"momentum") as refused:
         digits(train=TrainOptions(options={"momentum": 1.0}))
     assert refused.value.field == "task.train.options"
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"clip": 1.0}], ids=str)
+def test_what_the_built_in_network_would_leave_unheard_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="not simulated"):
+        digits(train=TrainOptions(options=options))
 
 
 def test_a_trainer_of_ones_own_gets_the_devices_examples_and_the_bound_on_steps() -> None:
