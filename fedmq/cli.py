@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmq.commands import (
+    agent,
     demo,
     device,
     health,
@@ -19,6 +20,7 @@ from fedmq.commands import (
     model,
     region,
     replay,
+    serve,
     services,
     simulate,
     soak,
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("bridge")(services.bridge)
 app.command("aggregator")(services.aggregator)
+app.command("agent", **agent.WHOLE)(agent.agent)
+app.command("serve")(serve.serve)
 app.command("region")(region.region)
 app.command("soak")(soak.soak)
 app.command("simulate")(simulate.simulate)

@@ -6,12 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
+from redis.asyncio import Redis
 
 from aggregator.checkpoint import vector_to_bytes
 from aggregator.tasks import (
@@ -24,23 +24,34 @@ from aggregator.tasks import (
     task_spec,
     version_records,
 )
+from fedmq.commands import importing, pulling
 from fedmq.commands.deciding import columns, decide, sure
 from fedmq.commands.running import Config, RedisUrl, redis_for
+from fedmq.commands.version_table import as_table, for_people
 from schemas.changes import changed_spec
 from schemas.compare import tensor_diffs
 from schemas.errors import ConfigError
 from schemas.log import ModelSet, PinSet, ReleaseSet, SpecSet
 from schemas.names import TaskName, is_name, task_name
-from schemas.params import unflatten
 from schemas.task import TaskSpec, spec_to_json
 
 app = typer.Typer(
-    help="Versions of the global model: list, pull, compare, roll back, pin, canary.",
+    help="The global model: import one; list, pull, compare, roll back, pin versions; canary.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 Name = Annotated[str, typer.Argument(help="The task's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+app.command("import")(importing.import_model)
+
+
+class Form(StrEnum):
+    """What `pull` writes."""
+
+    NPZ = "npz"
+    ONNX = "onnx"
+
+
 Version = Annotated[int, typer.Argument(min=0, help="A version whose parameters are kept.")]
 
 
@@ -85,59 +96,36 @@ def list_versions(
             typer.echo(f"... the newest {len(rows)} of {len(records)}; --csv and --json give all")
 
 
-def as_table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """Lay versions out as a header and rows, a column for every metric that occurs."""
-    metrics = sorted({name for record in records for name in record["metrics"]})
-    server = sorted({name for record in records for name in record["server"]})
-    plain = ["version", "status", "at", "digest", "updates_folded", "devices", "examples"]
-    header = [*plain, *metrics, *(f"server:{name}" for name in server), "kept"]
-    rows = []
-    for record in records:
-        at = datetime.fromtimestamp(record["at_ms"] / 1000, UTC)
-        row: list[object] = [record["version"], record["status"], f"{at:%FT%TZ}"]
-        row += [record[name] for name in ("digest", "updates_folded", "devices", "examples")]
-        row += [_figure(record["metrics"].get(name)) for name in metrics]
-        row += [_figure(record["server"].get(name)) for name in server]
-        rows.append([*row, "yes" if record.get("kept") else "no"])
-    return header, rows
-
-
-def for_people(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """The same without the digest, short enough for a terminal."""
-    header, rows = as_table(records)
-    at, digest = header.index("at"), header.index("digest")
-    short = {"updates_folded": "updates", "at": "at (UTC)"}
-    for row in rows:
-        row[at] = str(row[at])[5:-1].replace("T", " ")
-        row[:] = [float(f"{cell:.4g}") if isinstance(cell, float) else cell for cell in row]
-        del row[digest]
-    return [short.get(name, name) for name in header if name != "digest"], rows
-
-
-def _figure(value: float | None) -> object:
-    return "" if value is None else round(value, 6)
-
-
 @app.command("pull")
 def pull(
     name: Name,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     version: Annotated[
         int | None, typer.Option(help="A kept version. [default: the newest published]")
     ] = None,
+    form: Annotated[Form, typer.Option("--format", help="npz or onnx.")] = Form.NPZ,
     config: Config = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Write a published model as an .npz of named float32 arrays.
+    """Write a published model: an .npz of named float32 arrays, or a plain ONNX file.
 
-    Example: fedmq model pull pumps -o model.npz
+    The ONNX file is the author's inference graph with the fleet's parameters; any runtime loads it.
+    It needs a task with a bundle (fedmq model import).
+
+    Example: fedmq model pull pumps --format onnx -o model.onnx
     """
     task = task_name(name)
-    (model,), spec = asyncio.run(_load(task, [version], config, redis_url))
-    tensors: dict[str, Any] = dict(unflatten(spec.params, model.params))
+
+    async def act() -> tuple[PublishedModel, bytes]:
+        async with redis_for(config, redis_url) as redis:
+            (model,), spec = await _load(redis, task, [version])
+            if form is Form.ONNX:
+                return model, await pulling.onnx(redis, task, spec, model.params)
+            return model, pulling.npz(spec, model.params)
+
+    model, data = asyncio.run(act())
     try:
-        with output.open("wb") as file:
-            np.savez(file, **tensors)
+        output.write_bytes(data)
     except OSError as exc:
         raise ConfigError("output", f"cannot be written: {exc}") from exc
     manifest = model.manifest
@@ -161,7 +149,12 @@ def diff(
     Example: fedmq model diff pumps 40 57
     """
     task = task_name(name)
-    (a, b), spec = asyncio.run(_load(task, [old, new], config, redis_url))
+
+    async def act() -> tuple[list[PublishedModel], TaskSpec]:
+        async with redis_for(config, redis_url) as redis:
+            return await _load(redis, task, [old, new])
+
+    (a, b), spec = asyncio.run(act())
     diffs = tensor_diffs(spec.params, a.params, b.params)
     numbers = a.manifest.version, b.manifest.version
     if as_json:
@@ -179,22 +172,21 @@ def diff(
 
 
 async def _load(
-    task: TaskName, versions: Sequence[int | None], config: Path | None, redis_url: str | None
+    redis: Redis, task: TaskName, versions: Sequence[int | None]
 ) -> tuple[list[PublishedModel], TaskSpec]:
     models: list[PublishedModel] = []
-    async with redis_for(config, redis_url) as redis:
-        spec = await task_spec(redis, task)
-        if spec is None:
-            raise no_such(task)
-        for version in versions:
-            if version is None:
-                model = await published_model(redis, task)
-            else:
-                model = await kept_model(redis, task, version)
-            if model is None:
-                remedy = f"{task!r} has published no model; is the aggregator running?"
-                raise ConfigError("task", remedy)
-            models.append(model)
+    spec = await task_spec(redis, task)
+    if spec is None:
+        raise no_such(task)
+    for version in versions:
+        if version is None:
+            model = await published_model(redis, task)
+        else:
+            model = await kept_model(redis, task, version)
+        if model is None:
+            remedy = f"{task!r} has published no model; is the aggregator running?"
+            raise ConfigError("task", remedy)
+        models.append(model)
     return models, spec
 
 

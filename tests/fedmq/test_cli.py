@@ -56,6 +56,7 @@ COMMANDS = [
     ("task", "show"),
     ("model",),
     ("model", "pull"),
+    ("serve",),
 ]
 
 
@@ -65,6 +66,16 @@ def test_help_teaches_every_command(command: tuple[str, ...]) -> None:
     assert done.returncode == 0
     assert "Usage:" in done.stdout
     assert len(done.stdout.splitlines()) > 5
+
+
+def test_fedmq_agent_is_the_agent_with_all_its_flags() -> None:
+    done = fedmq("agent", "--help")
+    assert done.returncode == 0
+    for taught in ("usage: fedmq agent", "--data WHAT", "--label COLUMN", "--once"):
+        assert taught in done.stdout
+    refused = fedmq("agent", "--task", "pumps", "--device", "pump-1", "--data", "nowhere.csv")
+    assert refused.returncode == 2
+    assert "data: 'nowhere.csv' does not exist" in refused.stderr
 
 
 def test_a_task_is_created_shown_and_found_again(redis_url: str, spec: Path) -> None:

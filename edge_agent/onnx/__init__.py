@@ -1,0 +1,1 @@
+"""Training and serving of ONNX models with the stock onnxruntime, which only `session` imports."""
