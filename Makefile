@@ -2,13 +2,14 @@
 # make test   - everything, against real mosquitto and redis-server
 # make check  - format, lint, types, import contracts, and whether the contract is what the types say
 # make platforms - whether wheels exist wherever docs/platforms.md says that fedmq runs
+# make peers  - torch and an old onnxruntime, which some tests compare with and skip without
 # make contract - draw schemas/asyncapi.yaml and docs/reference/task.md anew from the types
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-rest test-soaks check format lint types contract contracts platforms bench servers clean
+.PHONY: demo test test-rest test-soaks check format lint types contract contracts platforms peers bench servers clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/fedmq demo $(ARGS)
@@ -44,6 +45,9 @@ format: $(VENV)/.dev
 
 contract: $(VENV)/.dev
 	$(BIN)/python -m scripts.contract
+
+peers: $(VENV)/.dev
+	$(BIN)/python -m scripts.peers
 
 platforms: $(VENV)/.dev
 	$(BIN)/python -m scripts.platforms $(ARGS)

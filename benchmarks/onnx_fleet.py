@@ -45,13 +45,15 @@ from schemas.names import TaskName
 from schemas.onnx_file import with_parameters
 from schemas.params import flatten, unflatten
 from schemas.strategy import StrategyOptions
-from schemas.task import PublishOptions, TaskSpec, TrainOptions, checked_spec
+from schemas.task import Option, PublishOptions, TaskSpec, TrainOptions, checked_spec
 
 TASK: Final = TaskName("onnx")
 DATA: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "turbofan"
 RUL_MAX: Final = 125.0
 CONSTANT: Final = (0, 1, 2, 3, 7, 8, 12, 18, 20, 21)
 """Columns of the 24 after engine and cycle that do not vary in FD001."""
+
+ADAM: Final[dict[str, Option]] = {"optimizer": "adam", "clip": 1.0}
 
 Array = NDArray[Any]
 Figures = dict[str, float]
@@ -122,8 +124,8 @@ def _digits(name: str, rng: np.random.Generator) -> Case:
                 train=TrainOptions(
                     epochs=3,
                     batch_size=16,
-                    learning_rate=0.05,
-                    options={"momentum": 0.5, "clip": 5.0},
+                    learning_rate=0.003 if name == "encoder" else 0.05,
+                    options=ADAM if name == "encoder" else {"momentum": 0.5, "clip": 1.0},
                 ),
                 codec=CodecOptions("sq"),
                 publish=PublishOptions(lattice=True),
@@ -163,12 +165,12 @@ def _turbofan() -> Case:
                 train=TrainOptions(
                     epochs=2,
                     batch_size=32,
-                    learning_rate=0.05,
-                    options={"momentum": 0.9, "clip": 1.0},
+                    learning_rate=0.003,
+                    options=ADAM,
                 ),
                 codec=CodecOptions("sq"),
                 publish=PublishOptions(lattice=True),
-                uplink="256 B",
+                uplink="512 B",
             )
         )
 
