@@ -6,6 +6,8 @@ It ends its log with an entry that raises the epoch: what the restored log has f
 mistaken for what it knows, and every device fetches the model again by itself.
 """
 
+from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from aggregator.archive import Backup
+from aggregator.bundles import bundle_bytes
 from aggregator.checkpoint import SCHEMA, SmallState, is_half, migrated
 from aggregator.state import NO_DIFFS
 from aggregator.store import as_bytes
@@ -24,16 +27,36 @@ from aggregator.tasks import (
     not_cleared,
     until_cleared,
 )
-from schemas.errors import ConfigError
+from schemas.bundle import BundleRef
+from schemas.errors import ConfigError, InvariantError
 from schemas.keys import LEAVING, TASKS, TaskKeys
 from schemas.log import EntryId, EpochSet, to_fields
 from schemas.names import TaskName
 
 _BATCH: Final = 256
 
+_CUTS_MAX: Final = 16
+"""Times that a task is read anew because a version was swept in between: a server sweeps one when
+it publishes one, and reading takes less."""
+
 
 async def export_task(redis: Redis, task: TaskName) -> Backup:
-    """Read a whole task. Raises ConfigError: no such task, or it was never folded."""
+    """Read a whole task.
+
+    Raises:
+        ConfigError: no such task, it was never folded, or what it needs is not in Redis.
+    """
+    missing: list[str] = []
+    for _ in range(_CUTS_MAX):
+        cut, missing = await _cut(redis, task)
+        if not missing:
+            return cut
+    remedy = f"{task!r} lacks {', '.join(missing)} in Redis; is it another server's, or damaged?"
+    raise ConfigError("task", f"{remedy} Import an earlier export")
+
+
+async def _cut(redis: Redis, task: TaskName) -> tuple[Backup, list[str]]:
+    """The task as it is now, and the names of the blobs that have gone meanwhile."""
     keys = TaskKeys(task)
     pipe = redis.pipeline(transaction=True)
     pipe.hget(keys.checkpoint, "small")
@@ -52,11 +75,15 @@ async def export_task(redis: Redis, task: TaskName) -> Backup:
     state = backup.state
     if state.schema < SCHEMA:
         state, known = migrated(state, manifest, windows, known)
-    names = _needed(state)
-    blobs: Any = {name: await redis.get(keys.blob(name)) for name in names}
-    if None in blobs.values():  # a version was swept meanwhile: there is a newer checkpoint
-        return await export_task(redis, task)
-    return Backup(
+    found: Any = {name: await redis.get(keys.blob(name)) for name in _versions_of(state)}
+    missing = [name for name, blob in found.items() if blob is None]
+    blobs = {name: blob for name, blob in found.items() if blob is not None}
+    if (ref := _bundle_of(state)) is not None:  # it is never swept
+        try:
+            blobs[ref.blob] = await bundle_bytes(redis, task, ref)
+        except InvariantError as exc:
+            raise ConfigError("bundle", f"{exc}: import an earlier export") from exc
+    whole = Backup(
         task=task,
         made_ms=backup.made_ms,
         small=msgspec.json.encode(state),
@@ -68,6 +95,7 @@ async def export_task(redis: Redis, task: TaskName) -> Backup:
         blobs=blobs,
         tail=await _tail(redis, keys.log, state.cursor),
     )
+    return whole, missing
 
 
 async def import_task(
@@ -76,9 +104,11 @@ async def import_task(
     """Bring a task back under a higher epoch, all of it or nothing; return the epoch.
 
     Raises:
-        ConfigError: the task exists or is not cleared yet, or the epoch is not above the file's.
+        ConfigError: the task exists or is not cleared yet, the epoch is not above the file's, or
+            the file lacks a version or the bundle that the task needs.
     """
     keys, state = TaskKeys(task), backup.state
+    _check_whole(state, backup.blobs)
     known = await fresh_epoch(redis, task, unix_s, last=state.epoch)
     number = check_epoch(known if epoch is None else epoch)
     if number <= state.epoch:
@@ -117,13 +147,30 @@ async def import_task(
     return number
 
 
-def _needed(state: SmallState) -> list[str]:
-    """The blobs that make a task whole; diffs do not: it comes back under another epoch."""
+def _check_whole(state: SmallState, blobs: Mapping[str, bytes]) -> None:
+    """Refuse a file that lacks what its task needs, or that holds another bundle."""
+    ref = _bundle_of(state)
+    needed = _versions_of(state) + ([] if ref is None else [ref.blob])
+    if lacking := [name for name in needed if name not in blobs]:
+        told = f"lacks {', '.join(lacking)}, which its task needs"
+        raise ConfigError("file", f"{told}; nothing was changed, take another copy")
+    if ref is not None and sha256(blobs[ref.blob]).hexdigest() != ref.digest:
+        told = f"holds a bundle {ref.blob} that is not the one its task names"
+        raise ConfigError("file", f"{told}; nothing was changed, take another copy")
+
+
+def _bundle_of(state: SmallState) -> BundleRef | None:
+    return None if state.spec is None else state.spec.bundle
+
+
+def _versions_of(state: SmallState) -> list[str]:
+    """The blobs that make a task whole but its bundle.
+
+    Diffs do not belong to it: it comes back under another epoch.
+    """
     names = [name for release in state.releases for name in release.blobs]
     if state.lattice is not None and not state.lattice.drawn:
         names.append(state.lattice.name)
-    if state.spec is not None and state.spec.bundle is not None:
-        names.append(state.spec.bundle.blob)
     return list(dict.fromkeys(names))
 
 

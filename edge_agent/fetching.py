@@ -163,7 +163,7 @@ class Fetcher:
 
     async def _fetch_bundle(self, session: Connection, spec: TaskSpec) -> None:
         """Fetch what every model of the task needs, or wait until it may be asked for again."""
-        if await self._bundles.fetch(session, spec):
+        if await self._bundles.fetch(session, spec) or not self._bundles.lacks(spec):
             await self._on_news()
         else:
             await wait(self._wake, self._bundles.pause_s())
@@ -172,6 +172,10 @@ class Fetcher:
     def _stored_manifest(self) -> Manifest | None:
         raw = self._spool.load("manifest")
         return None if raw is None else decode_manifest(raw)
+
+    def store_spec(self, payload: bytes, spec: TaskSpec) -> None:
+        """Keep another specification, and no bundle but the one that it names."""
+        self._bundles.store_spec(payload, spec)
 
     def stored_spec(self) -> TaskSpec | None:
         """The specification on the disk; None: there is none that this device understands."""

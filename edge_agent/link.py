@@ -230,7 +230,7 @@ class Link:
     async def _obey(self, session: Connection, payload: bytes) -> None:
         """Follow another specification; it also tells whether this device is a canary."""
         spec = device_spec_from_json(payload)
-        await asyncio.to_thread(self._spool.save, spec=payload)
+        await asyncio.to_thread(self._fetcher.store_spec, payload, spec)
         self._spec = spec
         canary = in_canary(self._device, spec.gate.canary)
         if canary != self._fetcher.canary:

@@ -214,9 +214,9 @@ class Spool:
         """Read a named value.
 
         `spec`, `manifest`, `channel`, `params`, `residual`, `before` (the residual from before the
-        newest update), `allowance`; `bundle` and its digits, `bundle_digest`; of a
-        model that walks on a lattice its place, `q` and `exponents`, and its `origin` where that
-        was fetched.
+        newest update), `allowance`; `bundle` and its digits, `bundle_digest`, and what went wrong
+        with it, `bundle_refused` and `bundle_loading` (`edge_agent.bundles`); of a model that walks
+        on a lattice its place, `q` and `exponents`, and its `origin` where that was fetched.
         """
         with self._held():
             return self._get(key)
@@ -231,9 +231,11 @@ class Spool:
         row = self._db.execute(query, (key,)).fetchone()
         return 0 if row is None else int(row[0])
 
-    def save(self, **values: bytes) -> None:
-        """Write named values in one transaction."""
+    def save(self, forget: Collection[str] = (), /, **values: bytes) -> None:
+        """Forget named values and write others, in one transaction."""
         with self._transaction():
+            for key in forget:
+                self._drop(key)
             for key, value in values.items():
                 self._set(key, value)
 

@@ -39,6 +39,7 @@ Hex: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=EXAMPLE_MAX)]
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=BUNDLE_BYTES_MAX)]
 _CLASSES: Final = ("cross-entropy", "nll")
+_CLASSES_LEAST: Final = 2
 
 
 class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +76,8 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         x: the input `x` of both graphs.
         label: the step's input `label`: a class (int64, no shape) with `cross-entropy` and `nll`,
             else float32 in the output's shape.
-        output: what the inference graph gives, by the name that the author's model has for it.
+        output: what the inference graph gives, by the name that the author's model has for it; of
+            classes one axis with a score for each.
         params: names, shapes and kinds of the initializers that are missing, in the order of the
             flat vector `theta`.
         step_sha256: of step.onnx, and `step_bytes` its size.
@@ -96,7 +98,7 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        """Refuse what this version does not read, and a label that does not fit (ValueError)."""
+        """Refuse what this version does not read, and ports that do not fit (ValueError)."""
         if self.schema != SCHEMA:
             msg = f"a manifest of schema {self.schema}; this fedmq reads {SCHEMA}: update it"
             raise ValueError(msg)
@@ -109,6 +111,9 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.output.dtype != "float32" or found != wanted:
             msg = f"{self.loss} needs a float32 output and a {wanted[0]} label of shape {wanted[1]}"
             raise ValueError(msg)
+        if classes and (len(self.output.shape) != 1 or self.output.size < _CLASSES_LEAST):
+            told = f"{self.loss} needs an output of one axis with 2 classes or more"
+            raise ValueError(f"{told}, not {self.output.shape}; with one output: bce-with-logits")
 
 
 class BundleRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

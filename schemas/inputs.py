@@ -14,6 +14,9 @@ FEATURES_MAX: Final = 4096
 Column: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 _Columns: TypeAlias = Annotated[tuple[Column, ...], msgspec.Meta(max_length=FEATURES_MAX)]
 _Numbers: TypeAlias = Annotated[tuple[float, ...], msgspec.Meta(max_length=FEATURES_MAX)]
+Layout: TypeAlias = Literal["auto", "window-first", "features-first"]
+"""The order of a window's axes, as the model takes them."""
+
 _Readings: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 
 
@@ -22,7 +25,7 @@ class InputOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         features: columns, or fields of a reading, in the model's order; none: all other numeric
-            ones, in the data's own order.
+            columns, in the file's own order; a live topic's must be named if there are several.
         label: the column or field that is to be told; a device's --label wins; empty: the device
             says it, or the sample is its own label (an autoencoder).
         normalise: `none`; `device`: by mean and standard deviation of the device's own data, which
@@ -32,6 +35,8 @@ class InputOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window: readings a sample: its shape is (window, features), with 1 (features,).
         stride: readings from the beginning of one sample to that of the next.
         horizon: the label is that of so many readings after the window's last; 0: of the last.
+        layout: the axes of a window: `window-first` is (window, features), `features-first` is
+            (features, window); `auto`: as the model's shape has it, where only one of them fits.
     """
 
     features: _Columns = ()
@@ -42,11 +47,15 @@ class InputOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: _Readings = 1
     stride: _Readings = 1
     horizon: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    layout: Layout = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a scale that could not be applied, and a column named twice (ValueError)."""
         if len(set(self.features)) != len(self.features):
             msg = "input.features names a column twice"
+            raise ValueError(msg)
+        if self.label in self.features and not self.horizon:
+            msg = f"input.features names the label {self.label!r}, which is to be told from them"
             raise ValueError(msg)
         if self.normalise != "task":
             if self.mean or self.std:

@@ -35,6 +35,9 @@ MODEL: Final = Message(
     },
 )
 OPSET: Final = Message({1: (BYTES,), 2: (VARINT,)}, {})
+PORT: Final = Message(dict.fromkeys((1, 2, 3, 4), (BYTES,)), {})
+"""ValueInfoProto: an input, an output, or a value between."""
+
 GRAPH: Final = Message(
     dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 16), (BYTES,)),
     {15: "has sparse initializers; make them dense"},

@@ -3,7 +3,8 @@
 `check_graph` goes through the protobuf of a model that came over the air before onnxruntime sees
 it, one level after the other and to no depth that the file chooses. It knows every field that IR 10
 has and refuses the rest: what could read another file, run another library, or hide a graph in a
-graph (`schemas.onnx_fields`).
+graph (`schemas.onnx_fields`). The bytes may be no second format besides: onnxruntime takes a file
+with its own mark for one of its own, whatever else it is.
 
 `with_parameters` gives a graph without weights its tensors. A field that occurs twice in a protobuf
 message is merged with the first ("Last One Wins", the encoding specification), so a second model
@@ -24,6 +25,7 @@ from schemas.onnx_fields import (
     MODEL,
     NODE,
     OPSET,
+    PORT,
     TENSOR,
     Message,
 )
@@ -36,16 +38,19 @@ IR_VERSIONS: Final = range(4, 11)
 """Before 4 every initializer had to be an input; onnxruntime 1.18 knows none after 10."""
 
 NODES_MAX: Final = 1 << 16
-FIELDS_MAX: Final = 1 << 22
-"""Fields that are looked at, so that no file takes minutes."""
+FIELDS_MAX: Final = 1 << 19
+"""Fields that are looked at, so that no file takes long: half a second on a PC."""
 
 NOTES_BYTES_MAX: Final = 1 << 16
-"""Of metadata_props and doc_string together: nobody runs them."""
+"""Of metadata_props, doc_string, producer and names of the whole together: nobody runs them."""
 
 MODEL_BYTES_MAX: Final = (1 << 31) - 1
 """No protobuf message is larger."""
 
 _DOMAINS: Final = (b"", b"ai.onnx")
+_RUNTIMES_OWN: Final = b"ORTM"
+"""From byte 4 on: onnxruntime's own format, a flatbuffer with this identifier."""
+
 _FLOAT: Final = 1
 _GRAPH_FIELD: Final = 7
 _INITIALIZER_FIELD: Final = 5
@@ -62,8 +67,11 @@ def check_graph(data: bytes, *, what: str) -> None:
         ValueError: IR version outside IR_VERSIONS; an operator set outside OPSETS, or of another
             domain than ONNX' own; more than NODES_MAX nodes; sub-graphs, functions, sparse or
             external tensors; notes above NOTES_BYTES_MAX; fields that IR 10 does not have; bytes
-            that are no ONNX. It names the node, and what to do.
+            that are no ONNX, or onnxruntime's own format too. It names the node, and what to do.
     """
+    if data[4:8] == _RUNTIMES_OWN:
+        msg = f"{what}: the file is in onnxruntime's own format (ORT); give it as ONNX"
+        raise ValueError(msg)
     _Look(what).model(memoryview(data))
 
 
@@ -160,7 +168,7 @@ class _Look:
     def _note(self, value: Value) -> None:
         self._notes += _bytes(value).nbytes
         if self._notes > NOTES_BYTES_MAX:
-            remedy = "clear metadata_props and doc_string"
+            remedy = "clear metadata_props, doc_string and producer_name"
             raise self._refuse(
                 "the file", f"has more than {NOTES_BYTES_MAX} bytes of notes; {remedy}"
             )
@@ -173,7 +181,7 @@ class _Look:
                 case 1:
                     versions += 1
                     self._ir(value)
-                case 6 | 14:
+                case 2 | 3 | 4 | 6 | 14:
                     self._note(value)
                 case 7:
                     graphs += 1
@@ -210,8 +218,15 @@ class _Look:
                     self._node(_bytes(value))
                 case 5:
                     self._tensor(_bytes(value), "an initializer")
-                case 10 | 16:
+                case 2 | 10 | 16:
                     self._note(value)
+                case 11 | 12 | 13:
+                    self._port(_bytes(value))
+
+    def _port(self, message: memoryview) -> None:
+        for field, value in self._fields(message, PORT, "an input or output"):
+            if field in {3, 4}:
+                self._note(value)
 
     def _node(self, message: memoryview) -> None:
         self._nodes += 1

@@ -2,8 +2,9 @@
 
 A message is a run of fields: a key (number and kind of value), then the value. What a field means
 is its reader's business. Refuses (ValueError) a field that the bytes do not hold, a key or a count
-that a protobuf parser would cut down to another one, and groups, which nobody has written for
-years. Source: protobuf.dev/programming-guides/encoding. Pure.
+that a protobuf parser would cut down to another one, a key or a length in more bytes than it needs
+(no writer makes one: it makes room for another format in the same bytes), and groups, which nobody
+has written for years. Source: protobuf.dev/programming-guides/encoding. Pure.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
     """Every field's number, kind and value, in order. Raises ValueError."""
     at, end = 0, len(message)
     while at < end:
-        key, at = _count(message, at)
+        key, at = _shortest(message, at)
         number, kind = key >> 3, key & 7
         if not number or key > _KEY_MAX:
             msg = f"a field with the key {key} cannot be"
@@ -37,7 +38,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int, Value]]:
             yield number, kind, value
             continue
         if kind == BYTES:
-            size, at = _count(message, at)
+            size, at = _shortest(message, at)
         elif kind in _FIXED:
             size = _FIXED[kind]
         else:
@@ -61,6 +62,15 @@ def _count(message: memoryview, at: int) -> tuple[int, int]:
             return count, at + place + 1
     msg = "the bytes end within a count, or it has more than 64 bits"
     raise ValueError(msg)
+
+
+def _shortest(message: memoryview, at: int) -> tuple[int, int]:
+    """A count in as few bytes as it needs, and where it ends."""
+    count, end = _count(message, at)
+    if end - at > 1 and not message[end - 1]:
+        msg = f"{count} is written in {end - at} bytes, more than it needs"
+        raise ValueError(msg)
+    return count, end
 
 
 def varint(count: int) -> bytes:

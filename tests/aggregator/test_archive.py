@@ -28,7 +28,7 @@ def backup(**given):
         "windows": store.windows,
         "devices": store.devices,
         "versions": {"0": b"{}"},
-        "blobs": {"k3-0": b"\1" * 32},
+        "blobs": {f"k3-{version}": b"\1" * 32 for version in range(4)},
         "tail": [("1000009-0", {b"k": b"up", b"p": b"\xff\0"})],
     }
     return Backup(task=TaskName("pumps"), made_ms=5, **(plain | given))

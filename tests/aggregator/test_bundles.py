@@ -1,6 +1,7 @@
 """A task's bundle from its birth to its end, in a real Redis."""
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import bundling
 import msgspec
@@ -15,7 +16,14 @@ from aggregator.fold import Fold
 from aggregator.moving import export_task, import_task
 from aggregator.shelf import in_redis, on_broker
 from aggregator.store import TaskStore
-from aggregator.tasks import append_entry, create_task, delete_task, last_commit, task_spec
+from aggregator.tasks import (
+    all_tasks,
+    append_entry,
+    create_task,
+    delete_task,
+    last_commit,
+    task_spec,
+)
 from redis_session.connection import connect
 from schemas.bundle import BundleRef, ref_of
 from schemas.errors import ConfigError, InvariantError
@@ -153,6 +161,63 @@ async def test_an_exported_task_brings_its_bundle_along(redis: Redis) -> None:
     said = [from_fields(fields) for _, fields in await redis.xrange(TaskKeys(OTHER).outbox)]
     assert Spread(REF.blob, 64) in said, "its chunks are retained anew"
     assert await bundle_bytes(redis, OTHER, REF) == PACKED
+
+
+async def test_a_task_whose_bundle_is_gone_is_not_exported(redis: Redis) -> None:
+    await create(redis)
+    await commit(redis)
+    for value in (PACKED[:-1], None):
+        if value is None:
+            await redis.delete(KEYS.blob(REF.blob))
+        else:
+            await redis.set(KEYS.blob(REF.blob), value)
+        with pytest.raises(ConfigError, match=r"bundle: .* not in Redis as it was stored: import"):
+            await export_task(redis, TASK)
+
+
+async def test_a_task_whose_version_is_gone_is_not_exported(redis: Redis) -> None:
+    """Not one that is swept meanwhile: it is read again, but not for ever."""
+    await create(redis)
+    await commit(redis)
+    (version,) = [name for name in (await last_commit(redis, TASK)).kept if name != REF.blob]
+    await redis.delete(KEYS.blob(version))
+    with pytest.raises(ConfigError, match=f"task: 'pumps' lacks {version} in Redis"):
+        await export_task(redis, TASK)
+
+
+async def test_a_version_that_is_swept_while_it_is_read_is_read_again(redis: Redis) -> None:
+    await create(redis)
+    await commit(redis)
+    (version,) = [name for name in (await last_commit(redis, TASK)).kept if name != REF.blob]
+    whole = await redis.get(KEYS.blob(version))
+    await redis.delete(KEYS.blob(version))
+    asked = []
+
+    class Late(Redis):
+        """Has the version when it is asked for it a second time."""
+
+        async def get(self, name):
+            asked.append(name)
+            found = await redis.get(name)
+            return whole if name == KEYS.blob(version) and asked.count(name) > 1 else found
+
+    async with Late(connection_pool=redis.connection_pool) as late:
+        assert (await export_task(late, TASK)).blobs[version] == whole
+    assert asked.count(KEYS.blob(version)) == 2
+
+
+async def test_a_file_without_what_its_task_needs_is_not_imported(redis: Redis) -> None:
+    await create(redis)
+    await commit(redis)
+    backup = await export_task(redis, TASK)
+    for name in backup.blobs:
+        rest = {each: blob for each, blob in backup.blobs.items() if each != name}
+        with pytest.raises(ConfigError, match=f"file: lacks {name}, which its task needs"):
+            await import_task(redis, OTHER, replace(backup, blobs=rest), unix_s=1.8e9)
+    other = dict(backup.blobs) | {REF.blob: PACKED[:-1]}
+    with pytest.raises(ConfigError, match=r"file: holds a bundle .* not the one its task names"):
+        await import_task(redis, OTHER, replace(backup, blobs=other), unix_s=1.8e9)
+    assert await all_tasks(redis) == [TASK]
 
 
 async def test_a_deleted_task_leaves_nothing_of_it(redis: Redis) -> None:

@@ -129,6 +129,18 @@ def test_whatever_the_bytes_are_they_are_refused_or_read(data, place):
         ({"label": Port("label", "float32", (2,))}, r"a float32 label of shape \(3,\)"),
         ({"label": Port("label", "int64", (3,))}, "a float32 label"),
         ({"output": Port("y", "int64", (3,))}, "a float32 output"),
+        *(
+            (
+                {
+                    "loss": loss,
+                    "label": Port("label", "int64"),
+                    "output": Port("y", "float32", shape),
+                },
+                f"{loss} needs an output of one axis with 2 classes or more",
+            )
+            for loss in ("cross-entropy", "nll")
+            for shape in ((), (1,), (3, 4))
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(others, why):

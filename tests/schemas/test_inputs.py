@@ -29,8 +29,11 @@ def test_server_and_device_read_what_was_written() -> None:
 
 def test_a_task_file_has_the_table() -> None:
     text = '[input]\nfeatures = ["temp"]\nwindow = 20\nstride = 5\nhorizon = 3\n'
+    text += 'layout = "features-first"\n'
     spec = read_task_file(text).spec(SPEC.params)
-    assert spec.input == InputOptions(("temp",), window=20, stride=5, horizon=3)
+    assert spec.input == InputOptions(
+        ("temp",), window=20, stride=5, horizon=3, layout="features-first"
+    )
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -43,6 +46,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "3 features but 2",
     ),
     "a scale of nothing": ({"normalise": "task", "mean": [0.0], "std": [0.0]}, "above 0"),
+    "no layout": ({"layout": "channels-last"}, "layout"),
     "no window": ({"window": 0}, "window"),
 }
 

@@ -253,7 +253,46 @@ def test_notes_above_their_bound_are_refused_wherever_they_are(where):
     entry.key, entry.value = "trace", "x" * (onnx_file.NOTES_BYTES_MAX // 2)
     check_graph(made.SerializeToString(), what="step.onnx")
     holder.doc_string = "x" * (onnx_file.NOTES_BYTES_MAX // 2)
-    refused(made, "clear metadata_props and doc_string")
+    refused(made, "clear metadata_props, doc_string and producer_name")
+
+
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        ("model", "producer_name"),
+        ("model", "producer_version"),
+        ("model", "domain"),
+        ("graph", "name"),
+        ("input", "doc_string"),
+        ("output", "doc_string"),
+        ("value", "doc_string"),
+    ],
+)
+def test_what_nobody_reads_is_counted_as_notes(place, field):
+    """Room for bytes of another format that nothing looks at."""
+    made = model()
+    graph = made.graph
+    graph.value_info.add(name="g")
+    holders = {"model": made, "graph": graph, "input": graph.input[0], "output": graph.output[0]}
+    setattr(holders.get(place, graph.value_info[0]), field, "x" * (onnx_file.NOTES_BYTES_MAX + 1))
+    refused(made, f"more than {onnx_file.NOTES_BYTES_MAX} bytes of notes")
+
+
+def test_a_file_that_onnxruntime_would_take_for_its_own_format_is_refused():
+    polyglot = number(1, 10) + head(2, 4) + b"ORTM" + BARE
+    assert onnx.load_model_from_string(polyglot).graph.name == "net"
+    refused(polyglot, r"onnxruntime's own format \(ORT\); give it as ONNX")
+
+
+def test_lengths_that_no_writer_makes_are_refused():
+    refused(BARE + b"\x92\x00" + b"\x01a", "18 is written in 2 bytes, more than it needs")
+    refused(BARE + b"\x12\x81\x00a", "1 is written in 2 bytes, more than it needs")
+
+
+def test_a_file_of_nothing_but_fields_is_not_looked_at_for_long():
+    graph = head(1, 2 * onnx_file.FIELDS_MAX) + b"\x0a\x00" * onnx_file.FIELDS_MAX
+    assert onnx_file.FIELDS_MAX <= 1 << 19
+    refused(BARE + head(7, len(graph)) + graph, f"more than {onnx_file.FIELDS_MAX} fields")
 
 
 def test_a_field_that_is_not_known_is_refused():

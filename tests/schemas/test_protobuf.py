@@ -45,11 +45,21 @@ def test_numbers_of_fixed_size_are_told_as_their_bytes():
         (b"\x00\x01", "key 0 cannot be"),
         (b"\x0b", "of kind 3"),
         (varint(1 << 32 | 0x12) + b"\x01a", "cannot be"),
+        (b"\x88\x00\x01", "8 is written in 2 bytes"),
+        (b"\x12\x81\x00a", "1 is written in 2 bytes"),
+        (b"\x12\x80\x80\x00", "0 is written in 3 bytes"),
     ],
 )
 def test_bytes_that_do_not_hold_their_field_are_refused(data, why):
     with pytest.raises(ValueError, match=why):
         read(data)
+
+
+def test_a_number_may_be_written_in_more_bytes_than_it_needs():
+    assert read(b"\x08\x81\x80\x00" + b"\x08" + b"\xff" * 9 + b"\x01") == [
+        (1, VARINT, 1),
+        (1, VARINT, (1 << 64) - 1),
+    ]
 
 
 @LEAN

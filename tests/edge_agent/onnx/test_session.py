@@ -8,10 +8,11 @@ import onnx
 import onnx_bundles
 import pytest
 import servers
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.onnx.session import session_of, threads_or_default
 from schemas.onnx_file import with_parameters
+from schemas.protobuf import head, number
 
 ort = pytest.importorskip("onnxruntime", reason="needs the extra [onnx-runtime]")
 
@@ -23,6 +24,41 @@ def test_threads_do_not_spin_unless_they_are_told_to() -> None:
         for pool in ("intra", "inter"):
             entry = options.get_session_config_entry(f"session.{pool}_op.allow_spinning")
             assert entry == str(int(spinning))
+
+
+def test_bytes_that_are_two_formats_are_loaded_as_the_one_that_was_checked() -> None:
+    """Left to itself onnxruntime takes `ORTM` at byte 4 for its own format."""
+    step = onnx_bundles.softmax_bundle().step
+    session: Any = session_of(number(1, 8) + head(2, 4) + b"ORTM" + step, what="step.onnx")
+    assert {port.name for port in session.get_inputs()} == {"x", "label", "theta"}
+
+
+def bomb(elements: int) -> bytes:
+    """y = x + the sum of a constant of so many elements."""
+    many = numpy_helper.from_array(np.array([elements], np.int64), "many")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["many"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph(nodes, "bomb", [x], [y], [many])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+def test_nothing_of_a_graph_is_computed_while_it_is_loaded() -> None:
+    told = f"""
+import resource
+from edge_agent.onnx.session import session_of
+session_of({onnx_bundles.softmax_bundle().step!r}, what="step.onnx", threads=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session_of({bomb(1 << 27)!r}, what="step.onnx", threads=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", told]
+    done = subprocess.run(command, cwd=servers.ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 << 10, "512 MB were filled with zeros"
 
 
 def test_one_core_is_left_for_everything_else() -> None:
