@@ -11,18 +11,23 @@ import logging
 import random
 import sqlite3
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from edge_agent.sources.files import Raw, fitted
+import numpy as np
+
+from edge_agent.sources.files import Raw, fitted, known_scale
 from edge_agent.sources.readings import picked
 from edge_agent.sources.ring import Ring
-from edge_agent.sources.samples import Fit, Samples
+from edge_agent.sources.samples import Array, Fit, Samples, samples_of
+from edge_agent.sources.scaling import Scale, features_in
 from edge_agent.sources.topic import Listener, OnReading
 from edge_agent.sources.windows import Windower
 from lifetimes.together import together
 from mqtt_session.settings import MqttSettings
+from schemas.bundle import Port
 from schemas.errors import ConfigError
 from schemas.inputs import InputOptions
 
@@ -39,12 +44,66 @@ RING_BYTES_MAX: Final = 64 << 20
 
 
 def fields_of(reading: Mapping[str, float], given: InputOptions) -> tuple[str, ...]:
-    """What a reading's features are: the task's, or all fields but the label, by name.
+    """What a reading's features are: the task's, or the one field that is not the label.
 
     With a horizon the label's own past is known, and is a feature too.
+
+    Raises:
+        ValueError: there are several, whose order JSON does not tell.
     """
+    if given.features:
+        return given.features
     others = tuple(sorted(n for n in reading if n != given.label or given.horizon))
-    return given.features or others
+    if len(others) > 1:
+        told = f"it has {len(others)} fields, and JSON knows no order"
+        raise ValueError(f"{told}: name them in the task's [input] features")
+    return others
+
+
+def held_as(port: Port) -> type[np.floating]:
+    """What readings are held as: float64 holds whole numbers up to 2^53."""
+    return np.float32 if port.dtype == "float32" else np.float64
+
+
+@dataclass(slots=True)
+class _Making:
+    """What samples are made with, from one bundle to the next.
+
+    Attributes:
+        scale: that of the samples, once it is known.
+    """
+
+    fit: Fit
+    ring: Ring
+    windower: Windower
+    what: str
+    scale: Scale | None = None
+
+    @property
+    def blank(self) -> Array:
+        """One sample of zeros, as `Ring.all` gives it."""
+        port, window = self.fit.manifest.x, self.fit.given.window
+        return np.zeros((1, window, port.size // window), held_as(port))
+
+    def rows(self, x: Array) -> Array:
+        """Samples of the ring, shape (n, window, features), as they are scaled and shaped."""
+        return x[:, 0] if self.fit.given.window == 1 else x
+
+    def check(self, x: Array, y: float) -> None:
+        """Refuse a sample, x of the ring's shape, that would spoil all. Raises ValueError."""
+        rows = self.rows(x[None])
+        if self.scale is not None:
+            rows = self.scale.applied(rows, per=features_in(rows))
+        label = np.array([y]) if self.fit.given.label else None
+        samples_of(rows, label, self.fit, self.what, windows=True)
+
+    def fits(self, x: Array, y: float) -> bool:
+        """Whether `check` lets it pass."""
+        try:
+            self.check(x, y)
+        except ValueError:
+            return False
+        return True
 
 
 class LiveSamples:
@@ -88,9 +147,9 @@ class LiveSamples:
             rng=rng,
             longest_s=longest_s,
         )
-        self._fit: Fit | None = None
-        self._ring: Ring | None = None
-        self._windower: Windower | None = None
+        self._what = f"mqtt:{topic}"
+        self._scale_file = state.with_name(state.name + ".scale.json")
+        self._making: _Making | None = None
 
     @property
     def listener(self) -> Listener:
@@ -114,7 +173,7 @@ class LiveSamples:
 
         Raises:
             ConfigError: the label is not named, or the file is none of ours.
-            ValueError: no sample can be made for them.
+            ValueError: no sample can be made for them, or the disk takes nothing just now.
         """
         given = fit.given
         if fit.labelled and not given.label:
@@ -128,46 +187,67 @@ class LiveSamples:
             told = f"{len(given.features)} features times window {given.window}"
             wanted = list(fit.manifest.x.shape)
             raise ValueError(f"[input] {told} are not x of shape {wanted}")
-        if self._ring is not None:
-            self._ring.close()
+        self.close()
+        self._making = None
+        port, label = fit.manifest.x, fit.manifest.label
         form = sha256(json.dumps([self._topic, given.features, given.label, count]).encode())
         form.update(f"{given.window} {given.stride} {given.horizon}".encode())
-        shape = (given.window, count)
-        room = max(1, RING_BYTES_MAX // (4 * given.window * count + 64))
+        form.update(f" {fit.manifest.loss} {fit.classes} {port.dtype} {label.dtype}".encode())
+        dtype, shape = held_as(port), (given.window, count)
+        room = max(1, RING_BYTES_MAX // (np.dtype(dtype).itemsize * given.window * count + 64))
         path = self._state.with_name(self._state.name + ".samples.sqlite")
-        ring = Ring(path, form.hexdigest(), shape, min(self._most, room))
-        if given.features and ring.fields != given.features:
+        ring = Ring(path, form.hexdigest(), shape, min(self._most, room), dtype)
+        making = _Making(fit, ring, Windower(given, dtype), self._what)
+        if given.features:
             ring.note_fields(given.features)
-        self._windower = Windower(given)
-        self._ring, self._fit = ring, fit
+        try:
+            making.scale = self._known_scale(making)
+            making.check(making.blank[0], 0.0)
+        except ValueError:
+            ring.close()
+            raise
+        self._drop(making)
+        self._making = making
 
     def close(self) -> None:
         """Write what is left, and close the file."""
-        if self._ring is not None:
-            self._ring.close()
+        if self._making is not None:
+            self._making.ring.close()
 
     def samples(self) -> Samples:
         """See `Source.samples`."""
-        fit, ring = self._fit, self._ring
-        if fit is None or ring is None:
+        making = self._making
+        if making is None:
             raise ValueError("no sample is made before the bundle is here")
-        x, y, first = ring.all()
+        if making.scale is None and (scale := self._known_scale(making)) is not None:
+            making.scale = scale
+            self._drop(making)
+        x, y, first = making.ring.all()
         if lack := self.lacks():
             raise ValueError(lack)
-        scale = self._state.with_name(self._state.name + ".scale.json")
-        rows = x[:, 0] if fit.given.window == 1 else x
-        raw = Raw(rows, y if fit.given.label else None, ring.fields)
-        return fitted(raw, fit, scale, f"mqtt:{self._topic}", first=first)
+        fit, fields = making.fit, making.ring.fields
+        raw = Raw(making.rows(x), y if fit.given.label else None, fields)
+        return fitted(raw, fit, self._scale_file, self._what, first=first)
+
+    def _known_scale(self, making: _Making) -> Scale | None:
+        rows, fields = making.rows(making.blank), making.ring.fields
+        return known_scale(rows, making.fit, self._scale_file, fields, self._what)
+
+    def _drop(self, making: _Making) -> None:
+        """Drop samples of before that would spoil all."""
+        if dropped := making.ring.keep_what(making.fits):
+            log.warning("samples_dropped topic=%s count=%d: they do not fit", self._topic, dropped)
 
     def seen(self) -> int:
         """See `Source.seen`."""
-        return 0 if self._ring is None else self._ring.count
+        return 0 if self._making is None else self._making.ring.count
 
     def lacks(self) -> str:
         """What is missing before anything can be trained, a sentence; empty: nothing."""
-        kept, least = (0, LEAST) if self._ring is None else (len(self._ring), self._ring.most)
+        ring = None if self._making is None else self._making.ring
+        kept, least = (0, LEAST) if ring is None else (len(ring), ring.most)
         least = min(LEAST, least)
-        return "" if kept >= least else f"mqtt:{self._topic} has given {kept} of {least} samples"
+        return "" if kept >= least else f"{self._what} has given {kept} of {least} samples"
 
     def _on_reading(self, reading: Mapping[str, float]) -> None:
         self._also(reading)
@@ -175,16 +255,17 @@ class LiveSamples:
 
     def _take(self, reading: Mapping[str, float]) -> None:
         """Called for every reading, in the loop. Raises ValueError: it is none for this model."""
-        fit, ring, windower = self._fit, self._ring, self._windower
-        if fit is None or ring is None or windower is None:
+        making = self._making
+        if making is None:
             return
-        label = fit.given.label
+        ring, label = making.ring, making.fit.given.label
         if not ring.fields:
-            self._note_fields(ring, reading, fit)
+            self._note_fields(ring, reading, making.fit)
         numbers = picked(reading, ring.fields)
         told = picked(reading, [label])[0] if label else 0.0
-        window = windower.push(numbers)
+        window = making.windower.push(numbers)
         if window is not None:
+            making.check(window, told)
             ring.add(window, told)
 
     @staticmethod
@@ -194,22 +275,19 @@ class LiveSamples:
         if len(fields) != given:
             told = f"it has {len(fields)} numbers besides the label, but x takes {given} a reading"
             raise ValueError(f"{told}: name them in [input] features")
-        try:
-            ring.note_fields(fields)
-        except sqlite3.Error as exc:
-            raise ValueError(f"the disk does not take it: {exc}") from exc
+        ring.note_fields(fields)
 
     def _gap(self) -> None:
-        if self._windower is not None:
-            self._windower.cut()
+        if self._making is not None:
+            self._making.windower.cut()
         self._also_gap()
 
     async def _keep_writing(self) -> None:
         while True:
             await asyncio.sleep(WRITE_S)
-            if self._ring is None:
+            if self._making is None:
                 continue
             try:
-                await asyncio.to_thread(self._ring.write)
+                await asyncio.to_thread(self._making.ring.write)
             except sqlite3.Error as exc:
                 log.warning("samples_not_written error=%s", exc)

@@ -14,6 +14,8 @@ BARE: Final = "value"
 
 FIELDS_MAX: Final = 4096
 
+FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
+
 
 def decode_reading(payload: bytes) -> Mapping[str, float]:
     """The finite numbers of a message, by field; truth values are 0 and 1.
@@ -47,8 +49,10 @@ def _number(value: object) -> float | None:
 
 
 def picked(reading: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """The named fields. Raises ValueError: one is missing, or no number."""
-    missing = [name for name in names if name not in reading]
-    if missing:
-        raise ValueError(f"it has no number {missing[0]!r}")
+    """The named fields. Raises ValueError: one is missing, no number, or beyond float32."""
+    for name in names:
+        if name not in reading:
+            raise ValueError(f"it has no number {name!r}")
+        if abs(reading[name]) > FLOAT32_MAX:
+            raise ValueError(f"its {name!r} is {reading[name]:g}, which float32 cannot hold")
     return [reading[name] for name in names]

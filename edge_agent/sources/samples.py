@@ -4,13 +4,13 @@ Every refusal is a ValueError that names both sides and the remedy.
 """
 
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.bundle import BundleManifest, Port
-from schemas.inputs import InputOptions
+from schemas.inputs import InputOptions, Layout
 
 Array: TypeAlias = NDArray[np.generic]
 
@@ -97,6 +97,20 @@ class Fit:
         manifest = self.manifest
         return manifest.output.shape[0] if manifest.loss in _CLASSES else 0
 
+    @property
+    def column_type(self) -> type[np.float32 | np.int64]:
+        """What features are read as: whole numbers keep all their digits where x is of them."""
+        return np.float32 if self.manifest.x.dtype == "float32" else np.int64
+
+    def is_label(self, number: float) -> bool:
+        """Whether a finite number may be a label: a class, or any where there are none."""
+        return not self.classes or (0 <= number < self.classes and float(number).is_integer())
+
+    def no_class(self, label: object, where: str = "") -> str:
+        """Why a label is none, as a sentence."""
+        has = f"the model has {self.classes} classes, counted from 0"
+        return f"label {label}{where}, but {has}"
+
 
 def samples_of(
     x: Array,
@@ -115,32 +129,34 @@ def samples_of(
         fit: what they must fit.
         what: how a refusal calls the source.
         first: the number of the first sample.
-        windows: whether x is (n, window, features): a model whose channels come first gets it
-            turned.
+        windows: whether x is (n, window, features): a model whose features come first gets it
+            turned, see [input] layout.
 
     Raises:
         ValueError: they do not fit.
     """
     if not len(x):
         raise ValueError(f"{what}: has no samples; a window is {fit.given.window} readings long")
-    given = inputs_of(x, fit.manifest.x, what, windows=windows)
+    given = inputs_of(x, fit.manifest.x, what, windows=windows, layout=fit.given.layout)
     if y is None:
         return Samples(given, given, first)
     if len(y) != len(x):
         raise ValueError(f"{what}: {len(x)} samples but {len(y)} labels")
     told = _typed(_shaped(y, fit.manifest.label, f"{what}: a label"), fit.manifest.label, what)
     if fit.classes:
-        least, most = int(np.min(told.astype(np.int64))), int(np.max(told.astype(np.int64)))
-        if least < 0 or most >= fit.classes:
-            has = f"the model has {fit.classes} classes, counted from 0"
-            raise ValueError(f"{what}: there is a label {least if least < 0 else most}, but {has}")
+        classes = told.astype(np.int64).reshape(-1)
+        bad = (classes < 0) | (classes >= fit.classes)
+        if bad.any():
+            raise ValueError(f"{what}: {fit.no_class(classes[bad.argmax()], _at(bad))}")
     return Samples(given, told, first)
 
 
-def inputs_of(x: Array, port: Port, what: str, *, windows: bool = False) -> Array:
+def inputs_of(
+    x: Array, port: Port, what: str, *, windows: bool = False, layout: Layout = "auto"
+) -> Array:
     """Shape x for its port; see `samples_of`. Raises ValueError: it does not fit."""
-    if windows and x.ndim == 3 and x.shape[2:0:-1] == tuple(d for d in port.shape if d != 1):
-        x = x.transpose(0, 2, 1) if x.shape[1] != x.shape[2] else x
+    if windows and x.ndim == 3 and _is_turned(x, port, layout, what):
+        x = x.transpose(0, 2, 1)
     return _typed(_shaped(x, port, f"{what}: a sample"), port, what)
 
 
@@ -159,6 +175,25 @@ def split(samples: Samples, holdout: float) -> tuple[Samples, Samples]:
     return Samples(x[~held], y[~held], samples.first), Samples(x[held], y[held], samples.first)
 
 
+def _is_turned(x: Array, port: Port, layout: Layout, what: str) -> bool:
+    """Whether the model takes the features of windows, shape (n, window, features), first."""
+    if layout != "auto":
+        return layout == "features-first"
+    _, window, features = x.shape
+    if tuple(d for d in port.shape if d != 1) != (features, window):
+        return False
+    if window == features:
+        told = f"{window} readings of {features} features fit {list(port.shape)} either way"
+        raise ValueError(f'{what}: {told}: say [input] layout = "window-first" or "features-first"')
+    return True
+
+
+def _at(bad: Any) -> str:
+    """Where the first bad one of several is; a mask, shape (n, ...)."""
+    rows = bad.reshape(len(bad), -1).any(axis=1)
+    return f" at index {rows.argmax()}" if len(rows) > 1 else ""
+
+
 def _shaped(array: Array, port: Port, what: str) -> Array:
     """Every example in the port's shape, where no axis is mistaken for another."""
     own, wanted = tuple(array.shape[1:]), port.shape
@@ -166,7 +201,8 @@ def _shaped(array: Array, port: Port, what: str) -> Array:
     if plain == asked or (port.size == np.prod(own, dtype=int) and 1 in {len(plain), len(asked)}):
         return array.reshape(len(array), *wanted)
     told = f"the model's {port.name!r} takes {list(wanted)}"
-    raise ValueError(f"{what} has shape {list(own)}, but {told}; choose features and window so")
+    remedy = "choose [input] features, window and layout so"
+    raise ValueError(f"{what} has shape {list(own)}, but {told}; {remedy}")
 
 
 def _typed(array: Array, port: Port, what: str) -> Array:
@@ -175,13 +211,16 @@ def _typed(array: Array, port: Port, what: str) -> Array:
     dtype = np.dtype(port.dtype)
     if array.dtype == dtype and dtype.kind != "f":
         return np.ascontiguousarray(array)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{what}: {port.name} holds NaN or infinity: clean or drop those rows")
+    if array.dtype.kind == "f" and (bad := ~np.isfinite(array)).any():
+        told = f"{what}: {port.name} holds NaN or infinity{_at(bad)}"
+        raise ValueError(f"{told}: clean or drop those rows")
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is found below
         typed = np.ascontiguousarray(array, dtype=dtype)
     if dtype.kind == "f":
-        if not np.isfinite(typed).all():
-            raise ValueError(f"{what}: {port.name} holds numbers beyond float32: scale them")
-    elif (typed != array).any():
-        raise ValueError(f"{what}: {port.name} must be whole numbers of {port.dtype}")
+        if (bad := ~np.isfinite(typed)).any():
+            told = f"{what}: {port.name} holds numbers beyond float32{_at(bad)}"
+            raise ValueError(f"{told}: scale them")
+    elif (bad := typed != array).any():
+        told = f"{array[bad][0]}{_at(bad)}"
+        raise ValueError(f"{what}: {port.name} must be whole numbers of {port.dtype}, not {told}")
     return typed

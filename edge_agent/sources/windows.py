@@ -6,12 +6,19 @@ Sample i begins at reading i * stride and ends window - 1 readings later; its la
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.sources.samples import Array
 from schemas.inputs import InputOptions
+
+
+def samples_in(readings: int, how: InputOptions) -> int:
+    """How many samples a table of so many readings gives."""
+    beginnings = readings - how.window - how.horizon + 1
+    return max(0, -(-beginnings // how.stride))
 
 
 def windowed(x: Array, y: Array | None, how: InputOptions) -> tuple[Array, Array | None]:
@@ -42,21 +49,22 @@ class Windower:
 
     Args:
         how: window, stride and horizon.
+        dtype: of the windows: float32, or float64 for whole numbers.
     """
 
-    def __init__(self, how: InputOptions) -> None:
-        self._how = how
+    def __init__(self, how: InputOptions, dtype: type[np.floating] = np.float32) -> None:
+        self._how, self._dtype = how, dtype
         self._kept: deque[Sequence[float]] = deque(maxlen=how.window + how.horizon)
         self._count = 0
 
-    def push(self, reading: Sequence[float]) -> NDArray[np.float32] | None:
+    def push(self, reading: Sequence[float]) -> NDArray[Any] | None:
         """Take a reading; the window that is complete with it, shape (window, features), if any."""
         self._kept.append(reading)
         self._count += 1
         beyond = self._count - self._how.window - self._how.horizon
         if beyond < 0 or beyond % self._how.stride:
             return None
-        return np.array([self._kept[i] for i in range(self._how.window)], np.float32)
+        return np.array([self._kept[i] for i in range(self._how.window)], self._dtype)
 
     def cut(self) -> None:
         """Readings were lost: no sample spans the gap."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import msgspec
 import numpy as np
 import onnx_bundles
 import pytest
@@ -16,7 +17,6 @@ import servers
 from edge_agent.sources import Fit
 from edge_agent.sources.live import LEAST, LiveSamples
 from edge_agent.sources.readings import PAYLOAD_MAX, decode_reading
-from edge_agent.sources.ring import Ring
 from edge_agent.sources.topic import checked_topic
 from mqtt_session.settings import MqttSettings
 from schemas.errors import ConfigError
@@ -64,67 +64,108 @@ def test_one_topic_is_listened_to_and_no_more(topic: str) -> None:
         checked_topic("data", topic)
 
 
-# -- the ring ------------------------------------------------------------------------------------
+# -- bad readings --------------------------------------------------------------------------------
 
 
-def ring(path: Path, form: str = "f", most: int = 5) -> Ring:
-    return Ring(path, form, (2, 1), most)
+def unheard(where: Path, wanted: Fit) -> LiveSamples:
+    """What is given readings by hand."""
+    rng = random.Random(1)
+    live = LiveSamples(MqttSettings(), "d", TOPIC, state=where / "p", most=99, rng=rng)
+    live.begin(wanted)
+    return live
 
 
-def sample(number: float) -> np.ndarray:
-    return np.full((2, 1), number, np.float32)
+def take(live: LiveSamples, *payloads: bytes) -> None:
+    for payload in payloads:
+        live.listener._take(payload)
 
 
-def test_the_newest_samples_survive_a_restart_with_their_numbers(tmp_path: Path) -> None:
-    first = ring(tmp_path / "r")
-    first.note_fields(("temp",))
-    for number in range(8):
-        first.add(sample(number), -number)
-    first.close()
-    again = ring(tmp_path / "r")
-    x, y, number = again.all()
-    assert (x[:, 0, 0].tolist(), y.tolist()) == ([3, 4, 5, 6, 7], [-3, -4, -5, -6, -7])
-    assert (number, again.count, again.fields) == (3, 8, ("temp",))
+SPOILT = {
+    "beyond float32": b'{"temp": 1e39, "flow": 1, "fault": 0}',
+    "a class too many": b'{"temp": 1, "flow": 1, "fault": 3}',
+    "a class below 0": b'{"temp": 1, "flow": 1, "fault": -1}',
+    "half a class": b'{"temp": 1, "flow": 1, "fault": 0.5}',
+}
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_one_bad_reading_is_garbage_and_spoils_nothing(
+    tmp_path: Path, spoilt: bytes, window: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = fit((2 * window,), label="fault", window=window, features=("temp", "flow"))
+    live = unheard(tmp_path, wanted)
+    take(live, *readings(0, 40), *[spoilt] * 12)
+    assert live.garbage == 12
+    assert len([line for line in caplog.messages if "garbage topic" in line]) == 2
+    assert len(live.samples()) == live.seen() == 41 - window
+    live.close()
+    again = unheard(tmp_path, wanted)
+    assert len(again.samples()) == 41 - window
     again.close()
 
 
-def test_the_file_does_not_grow_beyond_its_bound(tmp_path: Path) -> None:
-    path = tmp_path / "r"
-    kept = ring(path)
-    for number in range(2000):
-        kept.add(sample(number), 0)
-        kept.write()
-    with sqlite3.connect(path) as db:
-        assert db.execute("SELECT COUNT(*), MIN(number) FROM samples").fetchone() == (5, 1995)
+def test_a_reading_that_the_kept_scale_throws_beyond_float32_is_garbage(tmp_path: Path) -> None:
+    wanted = fit((2,), label="fault", normalise="device", features=("flow", "temp"))
+    live = unheard(tmp_path, wanted)
+    take(live, *[b'{"temp": %d.001, "flow": %d, "fault": 0}' % (0, n) for n in range(40)])
+    take(live, *[b'{"temp": 0.002, "flow": 1, "fault": 0}'] * 40)
+    far = b'{"temp": 3e38, "flow": 1, "fault": 0}'
+    assert live.samples().x.std(axis=0) == pytest.approx([1, 1], rel=1e-3)
+    take(live, far)  # the scale is read when samples are asked for again
+    assert len(live.samples()) == 80
+    take(live, far)
+    assert (len(live.samples()), live.garbage) == (80, 1)
+    live.close()
+
+
+def test_samples_that_do_not_fit_are_dropped_when_they_are_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = fit((2,), label="fault", features=("temp", "flow"))
+    live = unheard(tmp_path, wanted)
+    take(live, *readings(0, 40))
+    live.close()
+    with sqlite3.connect(tmp_path / "p.samples.sqlite") as db:
+        rows = {3: np.float64(7).tobytes() + bytes(8), 5: np.full(2, np.inf).tobytes(), 8: b"short"}
+        for number, raw in rows.items():
+            db.execute("UPDATE samples SET sample = ? WHERE number = ?", (raw, number))
     db.close()
-    kept.close()
-    assert path.stat().st_size < 100_000
-
-
-def test_what_was_kept_of_another_form_is_thrown_away(tmp_path: Path) -> None:
-    first = ring(tmp_path / "r")
-    first.add(sample(1), 1)
-    first.close()
-    other = ring(tmp_path / "r", "another")
-    assert (len(other), other.count, other.fields) == (0, 0, ())
-    other.close()
-
-
-def test_a_power_cut_costs_what_was_not_written_and_nothing_else(tmp_path: Path) -> None:
-    kept = ring(tmp_path / "r")
-    kept.add(sample(1), 1)
-    kept.write()
-    kept.add(sample(2), 2)
-    again = ring(tmp_path / "r")  # as after SIGKILL: the first was never closed
-    assert again.all()[1].tolist() == [1]
+    again = unheard(tmp_path, wanted)
+    assert (len(again.samples()), again.seen()) == (37, 40)
+    assert any("samples_dropped" in line and "count=2" in line for line in caplog.messages)
     again.close()
-    kept.close()
 
 
-def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
-    (tmp_path / "r").write_bytes(b"garbage" * 1000)
-    with pytest.raises(ConfigError, match=r"state_dir: .*move it away"):
-        ring(tmp_path / "r")
+def test_samples_of_a_bundle_with_other_labels_are_not_used(tmp_path: Path) -> None:
+    of_three = fit((2,), label="fault", features=("temp", "flow"))
+    manifest = of_three.manifest
+    output = msgspec.structs.replace(manifest.output, shape=(5,))
+    others = [
+        msgspec.structs.replace(manifest, output=output),
+        msgspec.structs.replace(manifest, loss="nll"),
+        msgspec.structs.replace(manifest, x=msgspec.structs.replace(manifest.x, dtype="int64")),
+    ]
+    for other in others:
+        live = unheard(tmp_path, of_three)
+        take(live, *readings(0, 3))
+        assert live.seen() == 3
+        live.close()
+        changed = unheard(tmp_path, Fit(other, of_three.given))
+        assert changed.seen() == 0
+        changed.close()
+
+
+def test_whole_numbers_of_a_topic_keep_their_digits(tmp_path: Path) -> None:
+    wanted = fit((1,), label="fault", features=("temp",))
+    port = msgspec.structs.replace(wanted.manifest.x, dtype="int64")
+    whole = Fit(msgspec.structs.replace(wanted.manifest, x=port), wanted.given)
+    live = unheard(tmp_path, whole)
+    take(live, *[b'{"temp": 16777217, "fault": 1}'] * 32, b'{"temp": 0.5, "fault": 1}')
+    live.close()
+    again = unheard(tmp_path, whole)
+    assert again.samples().x.tolist() == [[16777217]] * 32
+    again.close()
 
 
 # -- a real broker -------------------------------------------------------------------------------
@@ -210,7 +251,7 @@ async def test_they_are_there_again_after_a_restart(
 ) -> None:
     for begun in (0, 50):
         live = source(mosquitto, tmp_path)
-        live.begin(fit((2,), label="fault", normalise="device"))
+        live.begin(fit((2,), label="fault", normalise="device", features=("flow", "temp")))
         assert live.seen() == begun
         async with listening(live):
             await heard(mosquitto, live)
@@ -218,7 +259,7 @@ async def test_they_are_there_again_after_a_restart(
             await eventually(lambda live=live, n=begun: live.seen() == n + 50)
         found = live.samples()
         assert len(found) == begun + 50
-    # flow, temp by name; the scale is that of the first fifty
+    # the scale is that of the first fifty
     assert found.x[:50, 1].mean() == pytest.approx(0, abs=1e-6)
     assert found.x[:50, 1].std() == pytest.approx(1)
     assert found.x[:, 0].tolist() == [0] * 100
@@ -256,12 +297,12 @@ async def test_no_window_spans_a_lost_link_and_no_retained_reading_counts(
         await send(mosquitto, readings(10, 12))
         await eventually(lambda: live.seen() == 2)
         await heard(mosquitto, live)
-        assert live._ring is not None
-        x, _, _ = live._ring.all()
+        assert live._making is not None
+        x, _, _ = live._making.ring.all()
     assert x.tolist() == [[[0], [1]], [[10], [11]]]
 
 
-async def test_a_reading_of_too_many_numbers_is_garbage_that_says_what_to_do(
+async def test_several_fields_without_names_are_garbage_that_says_what_to_do(
     mosquitto: servers.Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "fedmq.agent")
@@ -272,13 +313,19 @@ async def test_a_reading_of_too_many_numbers_is_garbage_that_says_what_to_do(
             while not live.garbage:
                 await send(mosquitto, readings(0, 1))
                 await asyncio.sleep(0.05)
-    assert any("name them in [input] features" in line for line in caplog.messages)
+    assert any("name them in the task's [input] features" in line for line in caplog.messages)
 
 
 WRONG: dict[str, tuple[tuple[int, ...], dict[str, Any], type[Exception], str]] = {
     "no label": ((2,), {}, ConfigError, "label: name the field"),
     "a window that does not divide": ((5,), {"window": 2, "label": "a"}, ValueError, "window 2"),
-    "too many features": ((2,), {"features": ("a",), "label": "a"}, ValueError, "1 features"),
+    "a square window": (
+        (2, 2),
+        {"window": 2, "features": ("a", "b"), "label": "c"},
+        ValueError,
+        r"say \[input\] layout",
+    ),
+    "too few features": ((2,), {"features": ("a",), "label": "b"}, ValueError, "1 features"),
 }
 
 
