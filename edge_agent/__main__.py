@@ -17,6 +17,7 @@ from edge_agent.limits import apply_limits
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import Spool
 from edge_agent.trainer import Trainer
+from edge_agent.worker import anyone_left
 from lifetimes.loop import run
 from lifetimes.together import end, together
 from mqtt_session.address import address_of
@@ -173,23 +174,36 @@ async def _exchanged(settings: AgentSettings, trainer: Trainer, within_s: float)
         await end([listening])
 
 
-def _exchange(settings: AgentSettings, trainer: Trainer, within_s: float) -> None:
+def _exchange(settings: AgentSettings, trainer: Trainer, within_s: float) -> int:
     """One exchange; exit code 1 when the broker was not reached."""
     try:
         done = run(_exchanged(settings, trainer, within_s))
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        return 130
     version = "no model yet" if done.version is None else f"model version {done.version}"
     why = f" ({done.resting})" if done.resting else ""
     print(f"{version}, {done.settled} updates settled, {done.open} open{why}")  # noqa: T201
     if not done.linked:
         address = address_of(settings)
         print(f"fedmq-agent: {address} was not reached within {within_s:g} s", file=sys.stderr)  # noqa: T201
-        raise SystemExit(1)
+        return 1
+    return 0
+
+
+def _leave(code: int) -> None:
+    """End the process, though a trainer still works: its thread would end what it calls badly."""
+    if anyone_left():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise SystemExit(code)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "fedmq-agent") -> None:
     """Run the agent. Exit code 2 for a configuration that cannot work."""
+    code = 0
     parsed = _parser(prog).parse_args(arguments)
     logging.basicConfig(
         level=parsed.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -199,12 +213,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "fedmq-agent") -
         trainer = _trainer(settings)
         apply_limits(nice=settings.nice, threads=settings.threads, memory_mb=settings.memory_mb)
         if parsed.once:
-            _exchange(settings, trainer, parsed.within)
+            code = _exchange(settings, trainer, parsed.within)
         else:
             run(_run(settings, trainer))
     except (ConfigError, OSError) as exc:
         print(f"fedmq-agent: {exc}", file=sys.stderr)  # noqa: T201 - a CLI speaks
-        raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None
+        code = 2 if isinstance(exc, ConfigError) else 1
+    _leave(code)
 
 
 if __name__ == "__main__":

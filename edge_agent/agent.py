@@ -14,17 +14,18 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 import numpy as np
 
 from edge_agent import disk
 from edge_agent.allowance import told
-from edge_agent.bundles import is_here
+from edge_agent.bundles import missing
 from edge_agent.conditions.looking import Unmet, looking, readings_of
 from edge_agent.link import Connection, Link
 from edge_agent.local_model import read_only, with_local
@@ -33,6 +34,7 @@ from edge_agent.rounds import Adopted, Entropy, OnCreated, Round, Rounds, entrop
 from edge_agent.settings import AgentSettings
 from edge_agent.spool import DiskFull, Spool
 from edge_agent.trainer import Bundled, Trainer
+from edge_agent.worker import done_aside
 from lifetimes.together import end, together
 from mqtt_session.backoff import Backoff
 from mqtt_session.session import Will, connect, keep_connected
@@ -49,6 +51,8 @@ from schemas.watch import DeviceState
 from schemas.wire import decode_manifest, encode_manifest
 
 log = logging.getLogger("fedmq.agent")
+
+_Result = TypeVar("_Result")
 
 RETRY: Final = Backoff(30.0, 3600.0)
 """How long to wait after a trainer, or the disk, has failed, and failed again."""
@@ -127,6 +131,7 @@ class Agent:
             pacer=self._pacer,
         )
         self._draining = False
+        self._working = False
         self._failures = 0
         self._trainer = trainer
         self._is_bundled = isinstance(trainer, Bundled)
@@ -141,7 +146,7 @@ class Agent:
         )
 
     async def run(self) -> None:
-        """Take part until cancelled."""
+        """Take part until cancelled; a round that runs then is told to stop (`Trainer`)."""
         with suppress(DiskFull):  # it is read again at every connect
             await self._reload()
         await together(self._keep_linked(), self._keep_training())
@@ -238,6 +243,11 @@ class Agent:
         return self._resting if self._rests_on is self._model else ""
 
     @property
+    def working(self) -> bool:
+        """Whether the trainer trains just now, or gets ready for it."""
+        return self._working
+
+    @property
     def created(self) -> int:
         """Updates that were ever created on this disk."""
         return self._spool.created
@@ -326,8 +336,8 @@ class Agent:
             self._check_disk(spec)
         if model is None or spec is None:
             await self._rest(self._lacking(spec) or "no model is here yet")
-        elif why := await self._unequipped(spec):
-            await self._wait_for_better_times([why])
+        elif not await self._is_equipped(spec):
+            return
         elif barred_s := self._link.barred_s:
             await self._rest("the server takes nothing from this device: banned", barred_s)
         elif self._spool.trained == model.base:
@@ -359,7 +369,7 @@ class Agent:
         if spec is None or not self._is_bundled:
             return ""
         if spec.bundle is not None:
-            return "" if is_here(self._spool, spec.bundle) else "the task's bundle is not here yet"
+            return missing(self._spool, spec)
         why = f"the task {self._task!r} has no bundle, and the trainer trains with nothing else"
         if why != self._resting:
             remedy = "create it with --bundle, or give this device a trainer of its own (--trainer)"
@@ -399,18 +409,36 @@ class Agent:
             return
         self._news.clear()
 
-    async def _unequipped(self, spec: TaskSpec) -> str:
-        """Why there is nothing to train with, or for; empty: there is.
+    async def _is_equipped(self, spec: TaskSpec) -> bool:
+        """Whether there is something to train with, and for; if not, it has rested.
 
         A trainer is given the bundle of a task that rests, too: it may collect samples, or serve.
         """
-        if why := self._lacking(spec):
-            return why
+        why = self._lacking(spec)
         try:
-            await asyncio.to_thread(self._rounds.hand_over, spec)
+            if not why and not self._rounds.is_equipped(spec):
+                await self._aside(partial(self._rounds.hand_over, spec))
+        except (ConfigError, DiskFull):
+            raise
         except ValueError as exc:
-            return str(exc)
-        return "" if spec.phase == "running" else f"the task is {spec.phase}"
+            why = str(exc)
+        except Exception as exc:  # noqa: BLE001 - user's code, or a library's
+            await self._wait_for_another(spec, exc)
+            return False
+        if not why and spec.phase != "running":
+            why = f"the task is {spec.phase}"
+        if why:
+            await self._wait_for_better_times([why])
+        return not why
+
+    async def _wait_for_another(self, spec: TaskSpec, exc: Exception) -> None:
+        """The trainer has choked on a bundle: wait for a while, or until the task has another."""
+        why = f"the trainer did not take the task's bundle: {exc!r}"
+        until = monotonic() + self._failed(exc)
+        while not self._draining and self._spec is not None and (left_s := until - monotonic()) > 0:
+            if (self._spec.bundle, self._spec.input) != (spec.bundle, spec.input):
+                return
+            await self._rest(why, left_s)
 
     async def _times_are_bad(self, spec: TaskSpec) -> Sequence[str]:
         """What speaks against training now, a sentence each."""
@@ -458,20 +486,39 @@ class Agent:
             if state.number and await self._times_are_bad(spec):
                 return
             try:
-                state = await asyncio.to_thread(self._rounds.one, model, spec, state)
+                state = await self._aside(partial(self._rounds.one, model, spec, state))
             except (ConfigError, DiskFull):
                 raise
-            except Exception as exc:
-                self._failures += 1
-                pause = RETRY.bound_s(self._failures)
-                # a ValueError is a sentence to its user; anything else is to be looked for
-                where = None if isinstance(exc, ValueError) else exc
-                told = "trainer_failed error=%s: trying again in %.0f s"
-                log.log(logging.ERROR, told, exc, pause, exc_info=where)
-                await asyncio.sleep(pause)
+            except Exception as exc:  # noqa: BLE001 - user's code
+                await asyncio.sleep(self._failed(exc))
                 continue
             self._failures = 0
             self._link.wake()
             self._beat()
             if self._link.online:
                 return
+
+    async def _aside(self, work: Callable[[], _Result]) -> _Result:
+        """Let the trainer work; when the agent is to end, it is told so."""
+        self._working = True
+        try:
+            return await done_aside(work, self._tell_to_stop)
+        finally:
+            self._working = False
+            self._beat()
+
+    def _tell_to_stop(self) -> None:
+        self._rounds.stop()
+        stop = getattr(self._trainer, "stop", None)
+        if callable(stop):
+            stop()
+
+    def _failed(self, exc: Exception) -> float:
+        """Say how the trainer has failed; how long to wait now, each time longer."""
+        self._failures += 1
+        pause = RETRY.bound_s(self._failures)
+        # a ValueError is a sentence to its user; anything else is to be looked for
+        where = None if isinstance(exc, ValueError) else exc
+        told = "trainer_failed error=%s: trying again in %.0f s"
+        log.log(logging.ERROR, told, exc, pause, exc_info=where)
+        return pause

@@ -89,6 +89,7 @@ async def exchange_now(
                 await agent.until(is_done)
         except TimeoutError:
             agent.drain()
+            await agent.until(lambda: not agent.working)  # what it has trained is kept
         left = agent.open_updates
         fresh = (agent.created - made) - (agent.replaced - replaced)
         return Exchanged(

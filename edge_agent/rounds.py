@@ -3,6 +3,7 @@
 Everything here runs in a worker thread; what survives is on the disk before it returns.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -10,14 +11,14 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from edge_agent.bundles import stored_bundle
+from edge_agent.bundles import loading, stored_bundle
 from edge_agent.compressor import compress
 from edge_agent.conditions.budget import seconds_of
 from edge_agent.header import headed, payload_bytes
 from edge_agent.local_model import answered, local_bytes, read_only, told_local, with_local
 from edge_agent.pacing import Pacer
 from edge_agent.spool import Base, Spool
-from edge_agent.trainer import Bundled, Evaluator, Trainer, TrainResult
+from edge_agent.trainer import Bundled, Evaluator, Stopped, Trainer, TrainResult
 from schemas.codecs import Ask, codec_by_name
 from schemas.evaluation import marked
 from schemas.inputs import InputOptions
@@ -34,8 +35,12 @@ the update that it replaces, and its message."""
 Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
+log = logging.getLogger("fedmq.agent")
+
 METRICS_MAX: Final = 16
 """Metrics that an update may carry (docs/wire.md, section 3)."""
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
 def entropy_of(seed: int) -> Entropy:
@@ -108,6 +113,12 @@ class Rounds:
         self._pacer = pacer or Pacer("")
         self._begun = spool.created
         self._handed: tuple[str, InputOptions] | None = None
+        self._is_stopped = False
+        self._left_out: set[str] = set()
+
+    def stop(self) -> None:
+        """Train no more in the round that runs; called from another thread, more than once."""
+        self._is_stopped = True
 
     def one(self, model: Adopted, spec: TaskSpec, state: Round) -> Round:
         """Do one round, and put its update into the spool.
@@ -124,7 +135,9 @@ class Rounds:
             ConfigError: the task asks for joules and this device does not know its watts.
             ValueError: the trainer's answer does not fit the task's tensors, or it does not take
                 the task's bundle.
+            Stopped: before it trained, or by the trainer.
         """
+        self._is_stopped = False
         self.hand_over(spec)
         rng = self._entropy(self._begun)
         self._begun += 1
@@ -132,8 +145,11 @@ class Rounds:
         tensors = read_only(spec.params, start)
         found = self._evaluated(spec, tensors) if not state.number else state.found
         asked = told_local(spec.params, self._asked(spec))
+        if self._is_stopped:
+            raise Stopped("it was told to stop")
         began = monotonic()
         result = self._trainer.train(tensors, asked, rng)
+        result = replace(result, metrics=self._finite(result.metrics))
         self._pacer.trained(asked, result, monotonic() - began)
         params = answered(spec.params, model.params, result.tensors)
         while True:
@@ -147,6 +163,13 @@ class Rounds:
             if state.seq is not None and not self._spool.is_unsent(self._spool.boot, state.seq):
                 return state  # the round before was sent while this one ran: it stays alone
 
+    def is_equipped(self, spec: TaskSpec) -> bool:
+        """Whether the trainer has the task's bundle, or needs none."""
+        ref = spec.bundle
+        if not isinstance(self._trainer, Bundled) or ref is None:
+            return True
+        return self._handed == (ref.digest, spec.input)
+
     def hand_over(self, spec: TaskSpec) -> None:
         """Give a trainer that asks for it the task's bundle, once.
 
@@ -155,15 +178,14 @@ class Rounds:
             ValueError: it is not here yet, or the trainer does not take it.
         """
         trainer, ref = self._trainer, spec.bundle
-        if not isinstance(trainer, Bundled) or ref is None:
-            return
-        if self._handed == (ref.digest, spec.input):
+        if self.is_equipped(spec) or not isinstance(trainer, Bundled) or ref is None:
             return
         bundle = stored_bundle(self._spool, spec)
         if bundle is None:
             msg = "the task's bundle is not here yet"
             raise ValueError(msg)
-        trainer.take_bundle(bundle, spec.input)
+        with loading(self._spool, ref):
+            trainer.take_bundle(bundle, spec.input)
         self._handed = ref.digest, spec.input
 
     def _asked(self, spec: TaskSpec) -> TrainOptions:
@@ -175,7 +197,19 @@ class Rounds:
         if not (spec.evaluate.devices and isinstance(self._trainer, Evaluator)):
             return {}
         found = self._trainer.evaluate(tensors)
-        return {} if found is None else marked(found)
+        if found is None or not (finite := self._finite(found.metrics)):
+            return {}
+        return marked(replace(found, metrics=finite))
+
+    def _finite(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Without what is not finite in float32: a server refuses the whole update for it."""
+        kept = {name: float(value) for name, value in metrics.items() if abs(value) <= _FLOAT32_MAX}
+        fresh = metrics.keys() - kept.keys() - self._left_out
+        if fresh:
+            self._left_out |= fresh
+            named = ", ".join(f"{name}={metrics[name]}" for name in sorted(fresh))
+            log.warning("metrics_left_out %s: not finite in float32", named)
+        return kept
 
     def _spool_update(
         self,

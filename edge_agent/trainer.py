@@ -43,14 +43,22 @@ class TrainResult:
             raise ValueError(f"weight is {self.weight}: choose above 0 and at most 1")
 
 
+class Stopped(Exception):  # noqa: N818 - no error: what a trainer that was told to stop raises
+    """The training was told to stop: nothing comes of it now."""
+
+
 class Trainer(Protocol):
     """Trains on this device's own data.
 
     `fedmq-agent --trainer module:Class` calls `Class(**options)` once, with the options of its
     own configuration, then `train` for every round, in a worker thread. More methods are asked for
     when they are there: `evaluate` (see `Evaluator`), `take_bundle` (see `Bundled`),
-    `new_samples() -> int`, the number of examples that have come since the last training, and
-    `lacks() -> str`, what must come before it can train, a sentence, or empty.
+    `new_samples() -> int`, the number of examples that have come since the last training,
+    `lacks() -> str`, what must come before it can train, a sentence, or empty, and `stop()`.
+
+    `stop` is called from another thread, more than once, when the agent is to end: what runs then
+    should raise `Stopped` soon, after a step, say; what is begun later is not meant. A trainer that
+    heeds it not, or has none, is given 5 s to end its round: then the agent ends without it.
 
     What `options.personal` asks for is a trainer's own affair: only what `train` returns is sent.
     The built-in ones obey it, and give what came of it to whoever made them (`personal`).

@@ -97,6 +97,11 @@ class BundleTrainer:
         """See `Evaluator.evaluate`."""
         return None if self._trainer is None else self._trainer.evaluate(tensors)
 
+    def stop(self) -> None:
+        """See `Trainer`."""
+        if self._trainer is not None:
+            self._trainer.stop()
+
     def new_samples(self) -> int:
         """How many have come since the last training."""
         return 0 if self._trainer is None else self._trainer.new_samples()

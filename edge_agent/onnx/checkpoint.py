@@ -10,10 +10,12 @@ large as two or three times the parameters.
 """
 
 import json
+import logging
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +23,8 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.trainers.sgd import Position
+
+log = logging.getLogger("fedmq.agent")
 
 HEADER_MAX: Final = 1 << 16
 _LENGTH: Final = struct.Struct(">I")
@@ -38,6 +42,63 @@ class Halfway:
 
     position: Position
     spent_s: float
+
+
+class RoundOnDisk:
+    """One round, from its start to its end, and where it was cut off before.
+
+    Args:
+        path: the file; None: nothing is kept.
+        round_id: what makes a round the same one.
+        clock: in seconds.
+        every_s: seconds between two writes.
+    """
+
+    def __init__(
+        self, path: Path | None, round_id: str, *, clock: Callable[[], float], every_s: float
+    ) -> None:
+        self._path, self._id = path, round_id
+        self._clock, self._every_s = clock, every_s
+        self._newest: Position | None = None
+        self._began = self._written = 0.0
+        self.spent_s = 0.0
+        """Seconds that it had taken when it was cut off."""
+
+    def begun(self, size: int, *, adam: bool) -> Position | None:
+        """Where it was cut off, see `read_checkpoint`; None: it begins."""
+        self._began = self._written = self._clock()
+        halfway = None
+        if self._path is not None:
+            halfway = read_checkpoint(self._path, self._id, size, adam=adam)
+        if halfway is None:
+            return None
+        log.info("round_resumed steps=%d", halfway.position.steps)
+        self.spent_s = halfway.spent_s
+        return halfway.position
+
+    def note(self, at: Position) -> None:
+        """A step was made; from time to time that is written."""
+        if self._path is None:
+            return
+        self._newest = replace(at)  # what is no array moves on before the next step
+        if self._clock() - self._written >= self._every_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write the newest step; where the disk takes nothing a power cut costs the round."""
+        if self._path is None or self._newest is None:
+            return
+        self._written = self._clock()
+        spent_s = self.spent_s + self._written - self._began
+        try:
+            write_checkpoint(self._path, self._id, Halfway(self._newest, spent_s))
+        except OSError as exc:
+            log.warning("checkpoint_failed error=%s", exc)
+
+    def end(self) -> None:
+        """Nothing is half done any more."""
+        if self._path is not None:
+            drop_checkpoint(self._path)
 
 
 def write_checkpoint(path: Path, round_id: str, halfway: Halfway) -> None:

@@ -14,8 +14,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 
 from edge_agent.agent import Agent, GlobalModel
 from edge_agent.onnx.session import Session, session_of
-from edge_agent.sources.files import scaled
-from edge_agent.sources.live import LEAST, fields_of
+from edge_agent.sources.files import known_scale, scaled
+from edge_agent.sources.live import LEAST, fields_of, held_as
 from edge_agent.sources.readings import picked
 from edge_agent.sources.samples import Array, Fit, inputs_of
 from edge_agent.sources.topic import checked_topic
@@ -47,17 +48,36 @@ WAITING_MAX: Final = 64
 """Windows that wait for their prediction; then the oldest are passed over."""
 
 
+@dataclass(eq=False, slots=True)
+class Taken:
+    """A bundle that was taken, and what became of readings since.
+
+    Attributes:
+        bundle: its graphs.
+        fit: its ports and the task's [input].
+        windower: makes windows of readings.
+        features: fields of a reading, in the order of the model's x; empty: not known yet.
+        first: windows that the device's own scale is to be measured on.
+    """
+
+    bundle: Bundle
+    fit: Fit
+    windower: Windower
+    features: tuple[str, ...]
+    first: deque[NDArray[np.float32]] = field(default_factory=lambda: deque(maxlen=LEAST))
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """One model, ready to be asked.
 
     Attributes:
         session: of the inference graph with this model's parameters.
-        fit: the ports and the task's [input].
+        taken: the bundle it is of: no window of another one is shown to it.
     """
 
     session: Session
-    fit: Fit
+    taken: Taken
     epoch: int
     version: int
 
@@ -91,13 +111,11 @@ class Serving:
         self._what = f"mqtt:{topic}"
         self._scale_file = scale_file
         self._threads, self._spinning = threads, spinning
-        self._bundle: Bundle | None = None
-        self._fit: Fit | None = None
+        self._lock = Lock()
+        self._taken: Taken | None = None
+        self._newest: GlobalModel | None = None
         self._served: Served | None = None
-        self._windower: Windower | None = None
-        self._first: deque[NDArray[np.float32]] = deque(maxlen=LEAST)
-        self._features: tuple[str, ...] = ()
-        self._waiting: asyncio.Queue[NDArray[np.float32]] = asyncio.Queue(WAITING_MAX)
+        self._waiting: asyncio.Queue[tuple[Taken, NDArray[np.float32]]] = asyncio.Queue(WAITING_MAX)
         self.passed_over = 0
 
     @property
@@ -106,54 +124,60 @@ class Serving:
         return None if self._served is None else (self._served.epoch, self._served.version)
 
     def take_bundle(self, bundle: Bundle, given: InputOptions) -> None:
-        """Serve models of this bundle from now on; called in a worker thread."""
-        self._fit = Fit(bundle.manifest, given)
-        self._windower = Windower(msgspec.structs.replace(given, horizon=0))
-        self._features = given.features
-        self._first.clear()
-        self._served, self._bundle = None, bundle
+        """Serve models of this bundle from now on; called in a worker thread.
+
+        The model that is here is served on; readings from before are not told of any more.
+
+        Raises:
+            ConfigError: onnxruntime is not installed.
+        """
+        asked = msgspec.structs.replace(given, horizon=0)
+        windower = Windower(asked, held_as(bundle.manifest.x))
+        with self._lock:
+            self._taken = Taken(bundle, Fit(bundle.manifest, given), windower, given.features)
+            self._served, model = None, self._newest
+        if model is not None:
+            self._begin(model)
 
     async def follow(self, agent: Agent) -> None:
         """Serve the model that the agent has, and every one that it adopts, until cancelled."""
         async for model in agent.models():
-            await agent.until(lambda: self._bundle is not None)
-            try:
-                self._served = await asyncio.to_thread(self._ready, model)
-            except ValueError as exc:
-                log.warning("not_served version=%d error=%s", model.version, exc)
-                continue
-            log.info("serving epoch=%d version=%d", model.epoch, model.version)
+            with self._lock:
+                self._newest, is_equipped = model, self._taken is not None
+            if is_equipped:
+                await asyncio.to_thread(self._begin, model)
 
     def take(self, reading: Mapping[str, float]) -> None:
         """Take a reading, in the loop. Raises ValueError: it is none for this model."""
-        fit, windower = self._fit, self._windower
-        if fit is None or windower is None or self._served is None:
+        taken = self._taken
+        if taken is None or self._served is None:
             return
-        if not self._features:
+        if not taken.features:
+            fit = taken.fit
             features = fields_of(reading, fit.given)
             if len(features) * fit.given.window != fit.manifest.x.size:
                 told = f"it has {len(features)} numbers, the model's x is of another size"
                 raise ValueError(f"{told}: name them in [input] features")
-            self._features = features
-        window = windower.push(picked(reading, self._features))
+            taken.features = features
+        window = taken.windower.push(picked(reading, taken.features))
         if window is None:
             return
         if self._waiting.full():
             self._waiting.get_nowait()
             self.passed_over += 1
-        self._waiting.put_nowait(window)
+        self._waiting.put_nowait((taken, window))
 
     def cut(self) -> None:
         """Readings were lost: no window spans the gap."""
-        if self._windower is not None:
-            self._windower.cut()
+        if self._taken is not None:
+            self._taken.windower.cut()
 
     async def run(self, publish: Publish) -> None:
         """Predict and publish until cancelled."""
         while True:
-            window = await self._waiting.get()
+            taken, window = await self._waiting.get()
             try:
-                told = await asyncio.to_thread(self._told, window)
+                told = await asyncio.to_thread(self._told, taken, window)
                 if told is not None:
                     await publish(self._to, msgspec.json.encode(told))
             except LinkError as exc:
@@ -161,34 +185,58 @@ class Serving:
             except Exception as exc:  # noqa: BLE001 - whatever onnxruntime raises: the next may do
                 log.warning("not_predicted error=%s", exc)
 
-    def _ready(self, model: GlobalModel) -> Served:
-        bundle, fit = self._bundle, self._fit
-        if bundle is None or fit is None:
+    def _begin(self, model: GlobalModel) -> None:
+        """Get a model ready, and serve it unless it or its bundle was overtaken meanwhile."""
+        taken = self._taken
+        try:
+            served = self._ready(model, taken)
+        except ConfigError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever onnxruntime raises: the next may do
+            log.warning("not_served version=%d error=%s", model.version, exc)
+            return
+        with self._lock:
+            if taken is not self._taken or model is not self._newest:
+                return
+            self._served = served
+        log.info("serving epoch=%d version=%d", model.epoch, model.version)
+
+    def _ready(self, model: GlobalModel, taken: Taken | None) -> Served:
+        if taken is None:
             raise ValueError("the task's bundle is not here yet")
         session = session_of(
-            with_parameters(bundle.infer, model.tensors),
+            with_parameters(taken.bundle.infer, model.tensors),
             what="infer.onnx",
             threads=self._threads,
             spinning=self._spinning,
         )
-        return Served(session, fit, model.epoch, model.version)
+        return Served(session, taken, model.epoch, model.version)
 
-    def _told(self, window: NDArray[np.float32]) -> dict[str, Any] | None:
-        """The prediction of a window, shape (window, features); None: nothing serves yet."""
+    def _told(self, taken: Taken, window: NDArray[np.float32]) -> dict[str, Any] | None:
+        """The prediction of a window, shape (window, features); None: nothing serves its like."""
         served = self._served
-        if served is None:
+        if served is None or served.taken is not taken:
             return None
-        manifest, window_of = served.fit.manifest, served.fit.given.window
+        fit, features = taken.fit, taken.features
+        manifest, window_of = fit.manifest, fit.given.window
         rows: Array = window[None] if window_of > 1 else window
-        if served.fit.given.normalise == "device" and not self._scale_file.exists():
-            self._first.append(window if window_of > 1 else window[0])
-            if len(self._first) < LEAST:  # a scale that is measured on too few stays for good
+        if (
+            _is_scaled(fit)
+            and known_scale(rows, fit, self._scale_file, features, self._what) is None
+        ):
+            taken.first.append(window if window_of > 1 else window[0])
+            if len(taken.first) < LEAST:  # a scale that is measured on too few stays for good
                 return None
-            scaled(np.array(self._first), served.fit, self._scale_file, self._features, self._what)
-        rows = scaled(rows, served.fit, self._scale_file, self._features, self._what)
-        x = inputs_of(rows, manifest.x, self._what, windows=True)
+            scaled(np.array(taken.first), fit, self._scale_file, features, self._what)
+        rows = scaled(rows, fit, self._scale_file, features, self._what)
+        x = inputs_of(rows, manifest.x, self._what, windows=True, layout=fit.given.layout)
         (answer,) = served.session.run([manifest.output.name], {manifest.x.name: x})
         return {"version": served.version, "epoch": served.epoch, **said(manifest, answer[0])}
+
+
+def _is_scaled(fit: Fit) -> bool:
+    """Whether by a scale of the device's own."""
+    return fit.given.normalise == "device" and fit.manifest.x.dtype == "float32"
 
 
 def said(manifest: BundleManifest, answer: NDArray[Any]) -> dict[str, Any]:

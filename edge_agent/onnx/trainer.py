@@ -5,7 +5,7 @@ built-in trainers (`edge_agent.trainers.sgd`), so momentum, Adam, clipping and F
 same. What BatchNorm has measured of a batch is written into its buffers after every step.
 """
 
-import logging
+import threading
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from math import isfinite
@@ -16,17 +16,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.onnx.checkpoint import (
-    Halfway,
-    drop_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from edge_agent.onnx.checkpoint import RoundOnDisk
 from edge_agent.onnx.losses import figures, mean_loss
 from edge_agent.onnx.session import Session, session_of
 from edge_agent.sources.samples import Held, Samples, Source, split
-from edge_agent.trainer import TrainResult
-from edge_agent.trainers.local_training import budget
+from edge_agent.trainer import Stopped, TrainResult
+from edge_agent.trainers.local_training import budget, unless_told
 from edge_agent.trainers.sgd import Descent, Position, descend, descent_of
 from schemas.bundle import Bundle
 from schemas.delta import peak
@@ -34,8 +29,6 @@ from schemas.evaluation import Evaluation
 from schemas.onnx_file import with_parameters
 from schemas.params import Kind, Params, ParamSpec, flatten, unflatten
 from schemas.task import PersonalOptions, TrainOptions
-
-log = logging.getLogger("fedmq.agent")
 
 MEASURED_MAX: Final = 2048
 """Samples on which loss and accuracy are measured before and after a round: evenly spread."""
@@ -86,6 +79,7 @@ class OnnxTrainer:
         self._keep = keep if checkpoint_s > 0 else None
         self._checkpoint_s = checkpoint_s
         self._trained = 0
+        self._told = threading.Event()
         self._step = self._session(bundle.step, "step.onnx")
         self._spec: ParamSpec = bundle.manifest.params
         self._still = self._marked("buffer") | self._marked("frozen")
@@ -101,7 +95,9 @@ class OnnxTrainer:
 
         Raises:
             ValueError: tensors or samples do not fit the bundle, an option is bad, or it diverged.
+            Stopped: it was told so; where it was is written down.
         """
+        self._told.clear()
         if options.personal != PersonalOptions():
             raise ValueError(
                 "train.personal is not done with a bundle: leave it out; give what every device "
@@ -112,11 +108,17 @@ class OnnxTrainer:
         if not len(mine):
             raise ValueError("no sample is left to train on: lower --holdout")
         start = self._flat(tensors)
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, once
-            before = self._measured(tensors, shown := _spread(mine))
-            end, steps = self._descended(start, mine, how, options, rng)
-            parts = unflatten(self._spec, end)
-            after = self._measured(parts, shown) if isfinite(peak(end)) else {}
+        kept = self._round(start, mine, how)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # divergence is found below, once
+                before = self._measured(tensors, shown := _spread(mine))
+                end, steps = self._descended(start, mine, how, options, rng, kept)
+                parts = unflatten(self._spec, end)
+                after = self._measured(parts, shown) if isfinite(peak(end)) else {}
+        except Stopped:
+            kept.write()
+            raise
+        kept.end()
         if not after or not all(map(isfinite, after.values())):
             raise ValueError("training diverged: lower train.learning_rate, or set clip")
         metrics = {"loss_before": before["loss"], "loss_after": after.pop("loss"), **after}
@@ -127,10 +129,15 @@ class OnnxTrainer:
 
     def evaluate(self, tensors: Mapping[str, NDArray[np.float32]]) -> Evaluation | None:
         """See `Evaluator.evaluate`: loss, and accuracy or rmse, on what is held out."""
+        self._told.clear()
         if not self._holdout:
             return None
         _, held = split(self._source.samples(), self._holdout)
         return Evaluation(len(held), self._measured(tensors, held)) if len(held) else None
+
+    def stop(self) -> None:
+        """See `Trainer`: what runs ends within a step, and goes on there the next time."""
+        self._told.set()
 
     def new_samples(self) -> int:
         """How many have come since the last training."""
@@ -150,18 +157,20 @@ class OnnxTrainer:
             told = f"the task's tensors are not the bundle's: {exc}"
             raise ValueError(f"{told}; create the task with the bundle it belongs to") from exc
 
-    def _descended(
+    def _descended(  # noqa: PLR0917 - what a round is made of
         self,
         start: Params,
         mine: Samples,
         how: Descent,
         options: TrainOptions,
         rng: "np.random.Generator",
+        kept: RoundOnDisk,
     ) -> tuple[Params, int]:
         """The descent, from `start` or from where it was cut off, and the steps made just now."""
         manifest, step = self._bundle.manifest, self._step
         outputs = ["gradient", "buffers"] if self._buffers.size else ["gradient"]
         measured: list[NDArray[np.generic]] = []
+        steps = 0
 
         def gradient(params: Params, rows: NDArray[np.int64]) -> Params:
             feeds = {
@@ -172,58 +181,37 @@ class OnnxTrainer:
             slope, *measured[:] = step.run(outputs, feeds)
             return slope.astype(np.float32, copy=False)
 
-        round_id = self._round_id(start, mine, how) if self._keep else ""
-        halfway = self._halfway(round_id, start.size, how)
-        began = self._clock()
-        spent_s = halfway.spent_s if halfway else 0.0
-        written, steps = began, 0
-
         def after(at: Position) -> None:
-            nonlocal written, steps
+            nonlocal steps
             steps += 1
             if measured:
                 at.params[self._buffers] = measured[0]
-            if self._keep and (now := self._clock()) - written >= self._checkpoint_s:
-                written = now
-                self._write(round_id, Halfway(at, spent_s + now - began))
+            kept.note(at)
 
+        begun = kept.begun(start.size, adam=how.optimizer == "adam")
+        enough = budget(options, self._clock, spent_s=kept.spent_s)
         end = descend(
             start,
             gradient,
             len(mine),
             how,
             rng,
-            enough=budget(options, self._clock, spent_s=spent_s),
+            enough=unless_told(self._told, enough),
             still=self._still if self._still.any() else None,
-            begun=halfway.position if halfway else None,
+            begun=begun,
             after=after,
         )
-        if self._keep:
-            drop_checkpoint(self._keep)
         return end, steps
 
-    def _round_id(self, start: Params, mine: Samples, how: Descent) -> str:
-        """What makes a round the same one: bundle, base, options and samples."""
+    def _round(self, start: Params, mine: Samples, how: Descent) -> RoundOnDisk:
+        """The round of these: bundle, base, options and samples make it the same one."""
         digest = sha256(f"{self._bundle.digest} {how} {len(mine)}".encode())
-        for array in (start, mine.x, mine.y):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
-    def _halfway(self, round_id: str, size: int, how: Descent) -> Halfway | None:
-        if self._keep is None:
-            return None
-        halfway = read_checkpoint(self._keep, round_id, size, adam=how.optimizer == "adam")
-        if halfway is not None:
-            log.info("round_resumed steps=%d", halfway.position.steps)
-        return halfway
-
-    def _write(self, round_id: str, halfway: Halfway) -> None:
-        if self._keep is None:
-            return
-        try:
-            write_checkpoint(self._keep, round_id, halfway)
-        except OSError as exc:  # then a power cut costs the round, as before
-            log.warning("checkpoint_failed error=%s", exc)
+        if self._keep is not None:
+            for array in (start, mine.x, mine.y):
+                digest.update(np.ascontiguousarray(array).data)
+        return RoundOnDisk(
+            self._keep, digest.hexdigest(), clock=self._clock, every_s=self._checkpoint_s
+        )
 
     def _measured(
         self, tensors: Mapping[str, NDArray[np.float32]], samples: Samples
@@ -231,12 +219,13 @@ class OnnxTrainer:
         """Loss, and accuracy or rmse, of the inference graph with these tensors."""
         manifest = self._bundle.manifest
         session = self._session(with_parameters(self._bundle.infer, tensors), "infer.onnx")
-        answers = np.concatenate(
-            [
-                session.run([manifest.output.name], {manifest.x.name: samples.x[i : i + _BATCH]})[0]
-                for i in range(0, len(samples), _BATCH)
-            ]
-        )
+        parts: list[NDArray[np.generic]] = []
+        for i in range(0, len(samples), _BATCH):
+            if self._told.is_set():
+                raise Stopped("it was told to stop")
+            feeds = {manifest.x.name: samples.x[i : i + _BATCH]}
+            parts.append(session.run([manifest.output.name], feeds)[0])
+        answers = np.concatenate(parts)
         loss = mean_loss(manifest.loss, answers, samples.y)
         return {"loss": loss, **figures(manifest.loss, answers, samples.y)}
 

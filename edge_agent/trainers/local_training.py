@@ -4,6 +4,7 @@ What both built-in trainers do, once they know the names of their layers. What t
 model for the device alone is in `edge_agent.trainers.personal`.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -12,7 +13,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edge_agent.trainer import TrainResult
+from edge_agent.trainer import Stopped, TrainResult
 from edge_agent.trainers.data import examples_of
 from edge_agent.trainers.evaluation import accuracy, cross_entropy
 from edge_agent.trainers.examples import Examples, split
@@ -105,6 +106,17 @@ def budget(options: TrainOptions, clock: Callable[[], float], *, spent_s: float 
     return enough
 
 
+def unless_told(told: threading.Event, enough: Enough) -> Enough:
+    """`enough`, which raises Stopped when it was told so."""
+
+    def heeding(steps: int) -> bool:
+        if told.is_set():
+            raise Stopped("it was told to stop")
+        return enough(steps)
+
+    return heeding
+
+
 class LocalTrainer:
     """A network on this device's own examples: what the built-in trainers have in common.
 
@@ -133,6 +145,11 @@ class LocalTrainer:
         self._examples, self._held_out = split(examples, holdout)
         self._clock = clock
         self._personal: Personal | None = None
+        self._told = threading.Event()
+
+    def stop(self) -> None:
+        """See `Trainer`: the round that runs ends within a step."""
+        self._told.set()
 
     def train(
         self,
@@ -146,7 +163,8 @@ class LocalTrainer:
         afterwards, with randomness of its own, in as many steps as the round may have and in what
         is left of its seconds. One step of it is always made.
         """
-        enough = budget(options, self._clock)
+        self._told.clear()
+        enough = unless_told(self._told, budget(options, self._clock))
         names = self.layers(tensors)
         result = train_network(names, self._examples, tensors, options, rng, enough=enough)
         self._personal = self._personalised(names, tensors, options, rng, enough)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,9 +14,10 @@ from aggregator.state import Answer
 from edge_agent.compressor import restored
 from edge_agent.rounds import Adopted, Round, Rounds, entropy_of
 from edge_agent.spool import Spool
-from edge_agent.trainer import TrainResult
+from edge_agent.trainer import Stopped, TrainResult
 from schemas.codecs import CODECS, Ask, codec_by_name
 from schemas.delta import to_dense
+from schemas.evaluation import Evaluation
 from schemas.log import Arrived, Entry, EntryId, SpecSet
 from schemas.messages import ModelUpdate
 from schemas.names import Boot, DeviceId, Epoch, shard_of
@@ -24,7 +26,14 @@ from schemas.params import Params, ParamSpec, TensorSpec
 from schemas.seal import sealed
 from schemas.short import carried, over_the_air
 from schemas.strategy import StrategyOptions
-from schemas.task import CodecOptions, TaskSpec, checked_spec, device_spec_from_json, spec_to_json
+from schemas.task import (
+    CodecOptions,
+    EvaluateOptions,
+    TaskSpec,
+    checked_spec,
+    device_spec_from_json,
+    spec_to_json,
+)
 from schemas.wire import decode_update, encode_update
 
 SIZE = 9610
@@ -263,3 +272,71 @@ def test_a_receipt_that_comes_while_the_next_round_is_encoded_is_not_forgotten(
     back = restored(encode_update(update), left, SIZE)
     assert back is not None
     np.testing.assert_allclose(np.frombuffer(back, "<f4"), pair.trainer.deltas[-1], atol=1e-5)
+
+
+# -- metrics -----------------------------------------------------------------------------------
+
+
+class Judging(Walker):
+    """A trainer that measures the global model, too."""
+
+    figures: Mapping[str, float] = {}
+
+    def evaluate(self, _tensors: Mapping[str, Any]) -> Evaluation:
+        return Evaluation(8, self.figures)
+
+
+BEYOND: dict[str, Any] = {
+    "nan": float("nan"),
+    "inf": float("-inf"),
+    "large": 1e39,
+    "huge": 10**400,
+}
+
+
+def test_what_float32_cannot_hold_is_left_out_and_the_update_is_folded(
+    tmp_path, made, caplog
+) -> None:
+    trainer = Judging(metrics={"loss": 0.5, "edge": 3.4e38} | BEYOND)
+    spec = msgspec.structs.replace(task("eden", ""), evaluate=EvaluateOptions(devices=True))
+    trainer.figures = {"accuracy": 0.25, "far": float("inf")}
+    made.append(pair := Pair(tmp_path, spec, trainer))
+    metrics = dict(pair.train().metrics)
+    assert metrics == pytest.approx({"loss": 0.5, "edge": 3.4e38, "@": 8, "@accuracy": 0.25})
+    assert pair.send(pair.messages[-1]).outcome == FOLDED
+    trainer.figures = {"accuracy": float("nan")}
+    assert set(pair.train().metrics) == {"loss", "edge"}
+    assert pair.send(pair.messages[-1]).outcome == FOLDED
+    told = [line for line in caplog.messages if "metrics_left_out" in line]
+    assert len(told) == 3, "of every name once"
+    assert all(name in told[1] for name in BEYOND)
+    assert "far=inf" in told[0]
+
+
+def test_numpys_numbers_and_large_integers_are_metrics_like_others(tmp_path, made) -> None:
+    trainer = Walker(metrics={"loss": np.float32(0.5), "bytes": 10**30})
+    made.append(pair := Pair(tmp_path, task("eden", ""), trainer))
+    assert pair.train().metrics == pytest.approx({"loss": 0.5, "bytes": 1e30})
+    assert pair.send(pair.messages[-1]).outcome == FOLDED
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+def test_a_round_that_is_told_to_stop_while_the_model_is_measured_does_not_train(
+    tmp_path, made
+) -> None:
+    class Slow(Judging):
+        def evaluate(self, tensors: Mapping[str, Any]) -> Evaluation:
+            if not self.deltas:
+                pair.rounds.stop()
+            return super().evaluate(tensors)
+
+    trainer = Slow()
+    spec = msgspec.structs.replace(task("eden", ""), evaluate=EvaluateOptions(devices=True))
+    made.append(pair := Pair(tmp_path, spec, trainer))
+    with pytest.raises(Stopped):
+        pair.train()
+    assert trainer.deltas == []
+    trainer.deltas.append(np.zeros(1, np.float32))
+    assert pair.train(), "another round is not meant"

@@ -90,13 +90,15 @@ def _pieces(data: bytes) -> list[bytes]:
 
 
 @asynccontextmanager
-async def house(broker: servers.Server, packed: bytes | None = None) -> AsyncIterator[House]:
+async def house(
+    broker: servers.Server, packed: bytes | None = None, *, patience_s: float = 40
+) -> AsyncIterator[House]:
     async with aiomqtt.Client(servers.HOST, broker.port) as client:
         await client.subscribe([("#", 1)])
         there = House(client, packed or onnx_bundles.softmax_packed())
         listening = asyncio.create_task(there.listen())
         try:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(patience_s):
                 yield there
         finally:
             listening.cancel()

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from edge_agent.onnx.trainer import OnnxTrainer
 from edge_agent.sources import Samples
-from edge_agent.trainer import Evaluator, TrainResult
+from edge_agent.trainer import Evaluator, Stopped, TrainResult
 from edge_agent.trainers import SoftmaxTrainer
 from schemas.params import ParamSpec, TensorSpec, unflatten
 from schemas.task import PersonalOptions, TrainOptions
@@ -176,6 +177,64 @@ def test_a_round_that_power_loss_has_cut_ends_with_the_same_bits(
     assert same(whole, resumed)
     assert rng.random() == resumed_rng.random()
     assert not keep.exists()
+
+
+# -- being told to stop ----------------------------------------------------------------------------
+
+
+class Telling(Clock):
+    """Says something when somebody has looked so often."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+        self.say: Callable[[], None] = lambda: None
+
+    def __call__(self) -> float:
+        if self.now == self._at:
+            self.say()
+        return super().__call__()
+
+
+@pytest.mark.parametrize("at", [2, 10, 24, 25])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_round_that_is_told_to_stop_goes_on_from_its_newest_step_with_the_same_bits(
+    tmp_path: Path, at: int, optimizer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fedmq.agent")
+    asked = TrainOptions(epochs=3, batch_size=4, options={"optimizer": optimizer})
+    clock, rng = Telling(at), generator()
+    trainer = OnnxTrainer(SOFTMAX, classes(), clock=clock, keep=tmp_path / "a", checkpoint_s=1e9)
+    clock.say = trainer.stop
+    with pytest.raises(Stopped):
+        trainer.train(start(), asked, generator())
+    clock.say = lambda: None
+    resumed = trainer.train(start(), asked, generator(99))  # what was said before is not meant
+    whole = OnnxTrainer(SOFTMAX, classes()).train(start(), asked, rng)
+    assert same(whole, resumed)
+    assert f"round_resumed steps={at - 1}" in caplog.text
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_measurement_that_is_told_to_stop_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = OnnxTrainer(SOFTMAX, classes(1000), holdout=0.5)
+    real, built = trainer._session, []
+
+    def session(model: bytes, what: str) -> Any:
+        built.append(what)
+        if len(built) == 1:
+            trainer.stop()
+        return real(model, what)
+
+    monkeypatch.setattr(trainer, "_session", session)
+    with pytest.raises(Stopped):
+        trainer.evaluate(start())
+    assert trainer.evaluate(start()) is not None
+    trainer.stop()
+    assert trainer.train(start(), OPTIONS, generator()).num_examples == 500
+
+
+# -- what is on the disk ---------------------------------------------------------------------------
 
 
 def cut_off(keep: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.trainer import Trainer, TrainResult
+from edge_agent.trainer import Stopped, Trainer, TrainResult
 from edge_agent.trainers import MlpTrainer, SoftmaxTrainer, accuracy, cross_entropy
 from edge_agent.trainers.examples import checked_examples
-from edge_agent.trainers.local_training import budget, gradient_on
+from edge_agent.trainers.local_training import LocalTrainer, budget, gradient_on
 from edge_agent.trainers.sgd import Descent, descend
 from schemas.initial import glorot, mlp_shapes
 from schemas.params import ParamSpec, TensorSpec, flatten, spec_of, unflatten
@@ -230,3 +230,21 @@ def test_a_share_that_leaves_one_side_empty_is_refused(holdout) -> None:
     x, y = np.ones((10, 2), np.float32), np.zeros(10, int)
     with pytest.raises(ValueError, match="holdout"):
         SoftmaxTrainer(x, y, holdout=holdout)
+
+
+@pytest.mark.parametrize("make", [SoftmaxTrainer, MlpTrainer])
+def test_a_round_that_is_told_to_stop_ends_within_a_step(make: Callable[..., LocalTrainer]) -> None:
+    tensors = SOFTMAX if make is SoftmaxTrainer else MLP
+    looks = itertools.count()
+
+    def clock() -> float:
+        if (look := next(looks)) == 5:
+            trainer.stop()
+        assert look < 7, "it goes on"
+        return 0.0
+
+    trainer = make(X, Y, clock=clock)
+    with pytest.raises(Stopped):
+        trainer.train(tensors, TrainOptions(epochs=1000, seconds=1), generator())
+    trainer.stop()
+    assert trainer.train(tensors, TrainOptions(), generator()), "a later round is not meant"
