@@ -24,7 +24,7 @@ HEADS: Final = 2
 
 
 class _Graph:
-    """Nodes and initialisers, as they are written down."""
+    """Nodes and initializers, as they are written down."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -43,7 +43,7 @@ class _Graph:
         return self.put(name, self._rng.uniform(-bound, bound, shape))
 
     def put(self, name: str, values: NDArray[np.floating]) -> str:
-        """An initialiser, float32."""
+        """An initializer, float32."""
         self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
         return name
 

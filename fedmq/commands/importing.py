@@ -1,5 +1,6 @@
 """`fedmq model import`: an ordinary ONNX model becomes a training bundle. The author's machine."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, cast, get_args
@@ -31,7 +32,7 @@ def import_model(
         str | None,
         typer.Option(
             metavar="MODULE:FACTORY",
-            help="In the file's place: a function that returns (torch module, example input).",
+            help="In the file's place: a function that returns (torch module, example batch).",
         ),
     ] = None,
     freeze: Annotated[
@@ -128,10 +129,14 @@ def _read(path: Path) -> Any:
 def _exported(path: str) -> Any:
     from fedmq.onnx_training.from_torch import export  # noqa: PLC0415 - the author's extra
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells what it does without
     factory = imported("torch", path)
-    made = factory() if callable(factory) else factory
+    try:
+        made = factory() if callable(factory) else factory
+    except Exception as exc:  # the author's own code
+        raise ConfigError("torch", f"{path} has failed: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(made, tuple) and len(made) == 2):
-        raise ConfigError("torch", f"{path!r} must return (module, example input)")
+        raise ConfigError("torch", f"{path!r} must return (module, example batch)")
     return export(*made)
 
 

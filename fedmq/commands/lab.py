@@ -1,9 +1,12 @@
 """`fedmq lab`: a whole server side on a laptop, to try one's own data and devices on."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -12,13 +15,16 @@ from fedmq.commands.running import run
 from fedmq.servers import Servers, servers
 from schemas.errors import ConfigError, FedmqError
 
+MQTT_PORT: Final = 1883
+REDIS_PORT: Final = 6379
+
 
 def lab(
     folder: Annotated[Path, typer.Option(help="Logs, and all that the tasks know.")] = Path(
         "fedmq-lab"
     ),
-    mqtt_port: Annotated[int, typer.Option(min=1, max=65_535, help="Of the broker.")] = 1883,
-    redis_port: Annotated[int, typer.Option(min=1, max=65_535, help="Of Valkey.")] = 6379,
+    mqtt_port: Annotated[int, typer.Option(min=1, max=65_535, help="Of the broker.")] = MQTT_PORT,
+    redis_port: Annotated[int, typer.Option(min=1, max=65_535, help="Of Valkey.")] = REDIS_PORT,
 ) -> None:
     """Run a whole server side here: broker, Valkey, bridge and aggregator, until Ctrl-C.
 
@@ -32,7 +38,30 @@ def lab(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError("folder", f"{folder} cannot be made: {exc.strerror}") from exc
-    run(_serve(folder, mqtt_port, redis_port), "warning")
+    with _alone(folder):
+        run(_serve(folder, mqtt_port, redis_port), "warning")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder: two Valkeys would write one log. Raises ConfigError: another lab has it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - not there is Windows, which has returned
+
+    with (folder / "lab.pid").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            remedy = "stop it, or choose another --folder"
+            told = f"{folder} belongs to a lab that runs (process {file.read().strip()})"
+            raise ConfigError("folder", f"{told}: {remedy}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 async def _serve(folder: Path, mqtt_port: int, redis_port: int) -> None:
@@ -43,6 +72,9 @@ async def _serve(folder: Path, mqtt_port: int, redis_port: int) -> None:
         typer.echo(f"MQTT    127.0.0.1:{where.mqtt_port}")
         typer.echo(f"Redis   {where.redis_url}")
         typer.echo(f"files   {folder}/")
+        if (where.mqtt_port, redis_port) != (MQTT_PORT, REDIS_PORT):
+            typer.echo("other terminals find it by:")
+            typer.echo(f"  export FEDMQ_MQTT_PORT={mqtt_port} FEDMQ_REDIS_URL={where.redis_url}")
         typer.echo("Next, in another terminal: fedmq task create --help. Ctrl-C ends it.")
         await _until_one_ends(where, folder)
 

@@ -103,27 +103,32 @@ def pull(
     version: Annotated[
         int | None, typer.Option(help="A kept version. [default: the newest published]")
     ] = None,
-    form: Annotated[Form, typer.Option("--format", help="npz or onnx.")] = Form.NPZ,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="npz or onnx. [default: as the file is named]")
+    ] = None,
     config: Config = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Write a published model: an .npz of named float32 arrays, or a plain ONNX file.
 
     The ONNX file is the author's inference graph with the fleet's parameters; any runtime loads it.
-    It needs a task with a bundle (fedmq model import).
+    It needs a task with a bundle (fedmq model import). Its metadata tell task, version, digest and
+    the task's [input]: what the model was fed is scaled as that says.
 
-    Example: fedmq model pull pumps --format onnx -o model.onnx
+    Example: fedmq model pull pumps -o model.onnx
     """
     task = task_name(name)
+    if form is None:
+        form = Form.ONNX if output.suffix.lower() == ".onnx" else Form.NPZ
 
-    async def act() -> tuple[PublishedModel, bytes]:
+    async def act() -> tuple[PublishedModel, TaskSpec, bytes]:
         async with redis_for(config, redis_url) as redis:
             (model,), spec = await _load(redis, task, [version])
             if form is Form.ONNX:
-                return model, await pulling.onnx(redis, task, spec, model.params)
-            return model, pulling.npz(spec, model.params)
+                return model, spec, await pulling.onnx(redis, task, spec, model)
+            return model, spec, pulling.npz(spec, model.params)
 
-    model, data = asyncio.run(act())
+    model, spec, data = asyncio.run(act())
     try:
         output.write_bytes(data)
     except OSError as exc:
@@ -131,6 +136,8 @@ def pull(
     manifest = model.manifest
     digest = manifest.model_digest.hex()[:16]
     typer.echo(f"{output}: {task} version {manifest.version}, digest {digest}")
+    if form is Form.ONNX and (note := pulling.scale_note(spec)):
+        typer.echo(f"note: {note}", err=True)
 
 
 @app.command("diff")

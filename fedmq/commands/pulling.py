@@ -3,14 +3,17 @@
 from io import BytesIO
 from typing import Any
 
+import msgspec
 import numpy as np
 from redis.asyncio import Redis
 
 from aggregator.bundles import task_bundle
+from aggregator.tasks import PublishedModel
 from schemas.errors import ConfigError
 from schemas.names import TaskName
 from schemas.onnx_file import with_parameters
 from schemas.params import Params, unflatten
+from schemas.protobuf import head
 from schemas.task import TaskSpec
 
 
@@ -22,14 +25,44 @@ def npz(spec: TaskSpec, params: Params) -> bytes:
     return file.getvalue()
 
 
-async def onnx(redis: Redis, task: TaskName, spec: TaskSpec, params: Params) -> bytes:
-    """The bundle's inference graph with these parameters. Raises ConfigError: it has none."""
+async def onnx(redis: Redis, task: TaskName, spec: TaskSpec, model: PublishedModel) -> bytes:
+    """The bundle's inference graph with a model's parameters, and metadata that tell of it.
+
+    Raises:
+        ConfigError: the task has no bundle.
+    """
     bundle = await task_bundle(redis, task, spec)
     if bundle is None:
         told = f"onnx needs a bundle, and {task!r} has none"
         remedy = "pull npz, or create the task with fedmq task create --bundle"
         raise ConfigError("format", f"{told}: {remedy}")
     try:
-        return with_parameters(bundle.infer, unflatten(spec.params, params))
+        data = with_parameters(bundle.infer, unflatten(spec.params, model.params))
     except ValueError as exc:
         raise ConfigError("format", f"onnx: {exc}") from exc
+    notes = {
+        "fedmq.task": task,
+        "fedmq.version": str(model.manifest.version),
+        "fedmq.digest": model.manifest.model_digest.hex(),
+        "fedmq.input": msgspec.json.encode(spec.input).decode(),
+    }
+    return data + b"".join(_entry(key, value) for key, value in notes.items())
+
+
+def _entry(key: str, value: str) -> bytes:
+    """One of ModelProto's metadata_props: field 14, a message of key (1) and value (2)."""
+    body = b"".join(
+        head(field, len(text.encode())) + text.encode() for field, text in ((1, key), (2, value))
+    )
+    return head(14, len(body)) + body
+
+
+def scale_note(spec: TaskSpec) -> str:
+    """What whoever runs the file must do to what it is fed; empty: nothing."""
+    match spec.input.normalise:
+        case "task":
+            return "feed it (x - mean) / std: both stand in its metadata, fedmq.input"
+        case "device":
+            return "every device scales by its own statistics: feed it what is scaled like that"
+        case _:
+            return ""

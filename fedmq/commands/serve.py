@@ -109,7 +109,9 @@ async def _serve(settings: AgentSettings) -> None:
     )
     spool = Spool(Path(settings.state_dir) / settings.spool_name, disk_mb=settings.disk_mb)
     try:
-        agent = Agent(settings, OnlyServing(serving, settings.label), spool)
+        stand_in = OnlyServing(serving, settings.label)
+        # conditions are for training: their sentences change, and would be told again and again
+        agent = Agent(settings, stand_in, spool, unmet=lambda _when: ())
         await serve_models(agent, serving, listener.run(), serving.run(listener.publish))
     finally:
         spool.close()

@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from aggregator.tasks import all_tasks, create_task, fresh_epoch, task_spec, task_status
+from edge_agent.trainers.sgd import descent_of
 from fedmq.bundle_folder import packed, read_folder
 from fedmq.commands import task_files, task_life
 from fedmq.commands.deciding import columns
 from fedmq.commands.running import Config, RedisUrl, redis_for
+from schemas.bundle import BundleManifest
 from schemas.errors import ConfigError
 from schemas.initial import initial_params
 from schemas.names import TaskName, task_name
@@ -170,7 +172,27 @@ def _with_bundle(
     params = bundle.manifest.params
     if file.params not in {None, params}:
         raise ConfigError("params", "are the bundle's: leave [[params.tensors]] out")
+    _check_trained(file, bundle.manifest)
     return file.spec(params), flatten(params, theta0), packed(bundle)
+
+
+def _check_trained(file: TaskFile, manifest: BundleManifest) -> None:
+    """What every device would refuse. Raises ConfigError."""
+    given, wanted = file.input, manifest.x.size
+    try:
+        descent_of(file.train)
+    except ValueError as exc:
+        field, _, remedy = str(exc).partition(" ")
+        raise ConfigError(field, remedy) from exc
+    count = len(given.features) * given.window
+    if given.features and count != wanted:
+        told = f"are {len(given.features)}, in windows of {given.window}: {count} numbers"
+        raise ConfigError("input.features", f"{told} a sample, but the model takes {wanted}")
+    if not given.features and wanted > 1:
+        typer.echo(
+            "note: [input] features names no columns: every device takes its own in their order",
+            err=True,
+        )
 
 
 def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:

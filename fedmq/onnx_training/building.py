@@ -36,7 +36,7 @@ class Built:
 
     Attributes:
         bundle: packed, read again and checked.
-        theta0: the model's own initialisers, float32, in the order of ParamSpec.
+        theta0: the model's own initializers, float32, in the order of ParamSpec.
         notes: sentences for the author, about what may be meant otherwise.
         gradient_error: the worst relative error of the gradient against finite differences.
     """
@@ -67,7 +67,7 @@ def build(
         rng: draws the examples and the directions of that check.
         batch_statistics: BatchNormalization normalises by the batch and its statistics are
             measured, as in training; else they stay as they are.
-        frozen: names of initialisers that are not trained.
+        frozen: names of initializers that are not trained.
         x_shape: of one example, where the model leaves dimensions open.
 
     Raises:
@@ -98,13 +98,19 @@ def build(
     )
     feeds["theta"] = near(params, theta0, rng)
     checked = gradcheck.check(run(bundle.step), params, feeds, rng)
-    return Built(bundle, theta0, (*promoted.notes, *_last(net, loss)), checked.error)
+    notes = [*promoted.notes, *_last(net, loss)]
+    if promoted.statistics and not batch_statistics:
+        notes.append(
+            "BatchNormalization stays at the statistics that the model has (a fresh one's are 0 "
+            "and 1); --batch-statistics measures them"
+        )
+    return Built(bundle, theta0, tuple(notes), checked.error)
 
 
 def _params(promoted: Promoted, frozen: frozenset[str], *, batch_statistics: bool) -> ParamSpec:
     unknown = frozen - set(promoted.theta0)
     if unknown:
-        raise ConfigError("frozen", f"no initialiser is named {min(unknown)!r}")
+        raise ConfigError("frozen", f"no initializer is named {min(unknown)!r}")
 
     def kind(name: str) -> str:
         if name in promoted.statistics:
@@ -118,7 +124,7 @@ def _params(promoted: Promoted, frozen: frozenset[str], *, batch_statistics: boo
     try:
         return msgspec.convert({"tensors": told}, ParamSpec)
     except msgspec.ValidationError as exc:
-        raise ConfigError("model: its initialisers", f"{exc}") from exc
+        raise ConfigError("model: its initializers", f"{exc}") from exc
 
 
 def _bundled(

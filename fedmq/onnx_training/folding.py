@@ -29,7 +29,7 @@ def fold(
         model: it is changed.
         x: the name of its input, and what it is.
         params: the shapes of the parameters, which become inputs.
-        constants: the other initialisers.
+        constants: the other initializers.
 
     Raises:
         ConfigError: the graph has control flow, operators of other domains, or names in its way.

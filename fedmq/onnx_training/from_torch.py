@@ -1,11 +1,13 @@
 """Export a PyTorch module in the way that can be trained. torch is imported when it is asked to.
 
-The default export may not be: it merges initialisers that are equal, so that two fresh layers are
+The default export may not be: it merges initializers that are equal, so that two fresh layers are
 trained as one, and folds normalisation into convolutions, so that another network is trained. Both
 are silent.
 """
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +18,7 @@ from schemas.errors import ConfigError
 
 
 def export(module: Any, example: Any) -> onnx.ModelProto:
-    """Export a module for inference, with every parameter as an initialiser of its own.
+    """Export a module for inference, with every parameter as an initializer of its own.
 
     Other buffers than BatchNorm's statistics become constants: they are not trained.
 
@@ -35,16 +37,21 @@ def export(module: Any, example: Any) -> onnx.ModelProto:
     except ImportError as exc:
         remedy = "PyTorch is not installed: pip install torch==2.13.0"
         raise ConfigError("--torch", remedy) from exc
+    if isinstance(example, tuple) and len(example) == 1:
+        (example,) = example
+    if not getattr(example, "ndim", 0) or example.shape[0] < 2:
+        raise ConfigError("--torch", "the example must be one tensor, a batch of at least 2")
     try:
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            optimize=False,
-            opset_version=18,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            verbose=False,
-        )
+        with _silence():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                optimize=False,
+                opset_version=18,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as exc:
         raise ConfigError("--torch", f"PyTorch cannot export the module: {exc}") from exc
     model: onnx.ModelProto = program.model_proto
@@ -52,6 +59,14 @@ def export(module: Any, example: Any) -> onnx.ModelProto:
     told = sum(parameter.numel() for parameter in module.parameters())
     check_count(model, told)
     return model
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter tells at every export what it does without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_count(model: onnx.ModelProto, parameters: int) -> None:
@@ -76,7 +91,7 @@ def _statistics(nodes: Iterable[onnx.NodeProto]) -> set[str]:
 
 
 def _settle(model: onnx.ModelProto, parameters: dict[str, Any]) -> None:
-    """Make constants of the float initialisers that are no parameters."""
+    """Make constants of the float initializers that are no parameters."""
     graph = model.graph
     kept = _statistics(graph.node) | set(parameters)
     fixed = [

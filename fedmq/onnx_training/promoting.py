@@ -1,7 +1,7 @@
 """An ONNX model as a network whose parameters are inputs. Pure.
 
-First float32 initialisers become inputs, then constants are folded: so nothing that is trained is
-ever folded away, tied to an equal one, or merged with its neighbour. What was an initialiser before
+First float32 initializers become inputs, then constants are folded: so nothing that is trained is
+ever folded away, tied to an equal one, or merged with its neighbour. What was an initializer before
 is a parameter; what folding makes of constants is not, though it looks the same.
 """
 
@@ -42,7 +42,7 @@ CONSTANT_INPUTS: Final = frozenset(
         ("Range", 2),
     }
 )
-"""Where a float32 initialiser is a setting of the node, and never a parameter."""
+"""Where a float32 initializer is a setting of the node, and never a parameter."""
 
 STATISTICS: Final = (3, 4)
 """The inputs of BatchNormalization that are measured, not trained."""
@@ -52,7 +52,7 @@ PARTS: Final = ("Slice", "Split", "Gather", "Shape")
 """Operators by which exporters take a parameter apart: that shares nothing."""
 
 _IR_MIN: Final = 4
-"""From here on an initialiser need not be an input, too."""
+"""From here on an initializer need not be an input, too."""
 
 _LARGE: Final = 64
 _NAMED: Final = 8
@@ -64,7 +64,7 @@ class Promoted:
 
     Attributes:
         net: without weights.
-        theta0: the initialisers' values, float32, by their names, in their order.
+        theta0: the initializers' values, float32, by their names, in their order.
         statistics: the names of those that BatchNormalization measures.
         notes: sentences about what may be meant otherwise.
     """
@@ -115,7 +115,7 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
         names = ", ".join(value.name for value in [*inputs, *graph.output])
         raise ConfigError("model", f"must have one input and one output, not {names}")
     if graph.sparse_initializer:
-        raise ConfigError("model", "has sparse initialisers: store them dense")
+        raise ConfigError("model", "has sparse initializers: store them dense")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.ir_version = max(copy.ir_version, _IR_MIN)
@@ -141,7 +141,7 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
 def _sorted(
     graph: onnx.GraphProto,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Array]]:
-    """Parameters, and initialisers that are none."""
+    """Parameters, and initializers that are none."""
     settings = {
         name
         for node in graph.node
@@ -158,7 +158,9 @@ def _sorted(
         else:
             constants[tensor.name] = array
     if not theta0:
-        raise ConfigError("model", "has no float32 initialisers: there is nothing to train")
+        others = sorted({TensorProto.DataType.Name(t.data_type).lower() for t in graph.initializer})
+        found = f" ({', '.join(others)} there are: export it as float32)" if others else ""
+        raise ConfigError("model", f"has no float32 initializers{found}: nothing can be trained")
     return theta0, constants
 
 
@@ -224,6 +226,6 @@ def _odd(graph: onnx.GraphProto, params: Mapping[str, NDArray[np.float32]]) -> l
                 if size > _LARGE:
                     notes.append(
                         f"{label_of(node)} holds {size} numbers that are not trained: only "
-                        "initialisers are"
+                        "initializers are"
                     )
     return notes

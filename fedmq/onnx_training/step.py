@@ -54,8 +54,13 @@ class Head:
 def head_of(net: Net, known: Mapping[str, Tensor], loss: Loss) -> Head:
     """Fit a loss to a network. Raises ConfigError: they do not."""
     output = known.get(net.output)
-    if output is None or not output.is_float or output.shape[:1] != (-1,):
-        raise ConfigError("model", f"its output {net.output!r} must be float32 (batch, ...)")
+    if output is None or not output.is_float:
+        remedy = "end the graph before what makes it whole numbers (ArgMax, TopK)"
+        raise ConfigError("model", f"its output {net.output!r} must be float32: {remedy}")
+    if output.shape[:1] != (-1,):
+        told = f"its output {net.output!r} has the shape {output.shape} for every batch"
+        remedy = "export it with a dynamic batch (dynamic_shapes), or use --torch"
+        raise ConfigError("model", f"{told}: {remedy}")
     if any(d < 1 for d in output.shape[1:]):
         raise ConfigError("model", f"its output has a shape that is not fixed: {output.shape}")
     shape = losses.label_shape(loss, output.shape)

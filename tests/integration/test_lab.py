@@ -1,6 +1,7 @@
 """`fedmq lab`: a whole server side from one command, which goes on where it was."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,18 @@ def test_a_task_lives_on_when_the_lab_is_started_again(tmp_path: Path) -> None:
     eventually(lambda: closed(mqtt, redis), "all servers have ended with it")
     with lab(folder, mqtt, redis):
         assert version() == 0
+
+
+def test_two_labs_do_not_share_a_folder(tmp_path: Path) -> None:
+    ports = [servers.free_port() for _ in range(4)]
+    with lab(tmp_path / "lab", *ports[:2]) as first:
+        other = ("--mqtt-port", str(ports[2]), "--redis-port", str(ports[3]))
+        command = fedmq("lab", "--folder", str(tmp_path / "lab"), *other)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert re.search(r"belongs to a lab that runs \(process \d+\): stop it", done.stderr)
+        hint = f"export FEDMQ_MQTT_PORT={ports[0]} FEDMQ_REDIS_URL=redis://127.0.0.1:{ports[1]}/0"
+        assert hint in first.log.read_text()
 
 
 def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:

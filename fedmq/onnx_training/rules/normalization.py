@@ -37,7 +37,7 @@ def batch_normalization(op: Op) -> Adjoints:
     if op.wants(2):
         dbias = g.sum(op.dy, axes)
     if op.wants(3) or op.wants(4):
-        op.refuse("its statistics are no initialisers of their own: an exporter merges equal ones")
+        op.refuse("its statistics are no initializers of their own: an exporter merges equal ones")
     return [dx, dscale, dbias]
 
 

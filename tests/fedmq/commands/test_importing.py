@@ -102,7 +102,7 @@ def test_an_operator_without_a_rule_is_refused_by_name_and_nothing_is_written(
         (["nowhere.onnx", "--loss", "hinge"], "loss: 'hinge' is none: choose cross-entropy, nll"),
         (["nowhere.onnx", "--shape", "3,x"], "shape: '3,x' must be whole numbers above 0"),
         (["--torch", "nowhere:make"], "torch: 'nowhere:make' cannot be imported"),
-        (["--torch", "math:pi"], "must return (module, example input)"),
+        (["--torch", "math:pi"], "must return (module, example batch)"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_field(arguments, said, refused) -> None:

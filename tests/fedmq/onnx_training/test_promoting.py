@@ -36,20 +36,20 @@ def gradient_of(built, run, rng):
     return dict(zip((t.name for t in params.tensors), np.split(flat, ends[:-1]), strict=True))
 
 
-def test_an_initialiser_that_two_nodes_share_is_told(model) -> None:
+def test_an_initializer_that_two_nodes_share_is_told(model) -> None:
     notes = promote(model(TWO_NORMS, (3, 4), NORM)).notes
     assert len(notes) == 1
     assert "as one: 's', 'c'. Right" in notes[0]
     assert "optimize=False" in notes[0]
 
 
-def test_an_initialiser_that_is_taken_apart_is_not_shared(model) -> None:
+def test_an_initializer_that_is_taken_apart_is_not_shared(model) -> None:
     body = "a = Slice(w, zero, one) b = Slice(w, one, two) h = Mul(input, a) y = Mul(h, b)"
     constants = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}
     assert not promote(model(body, (3, 4), {"w": (2, 4)} | constants)).notes
 
 
-def test_equal_initialisers_stay_two(model, run, rng) -> None:
+def test_equal_initializers_stay_two(model, run, rng) -> None:
     body = TWO_NORMS.replace("(k, s, c)", "(k, s2, c2)")
     one, zero = np.ones(4), np.zeros(4)
     weights = {"s": one, "c": zero, "s2": one, "c2": zero, "w": (4, 4)}
@@ -199,7 +199,7 @@ def test_a_model_that_cannot_be_converted_is_refused(model) -> None:
     ("change", "sentence"),
     [
         (lambda m: m.graph.input.add(name="more"), "one input and one output"),
-        (lambda m: m.graph.ClearField("initializer"), "nothing to train"),
+        (lambda m: m.graph.ClearField("initializer"), "nothing can be trained"),
         (
             lambda m: m.graph.initializer[0].__setattr__("data_location", TensorProto.EXTERNAL),
             "external data",
