@@ -25,7 +25,7 @@ else
 endif
 
 test-rest:
-	$(BIN)/python -m pytest -n 2 --ignore $(SOAKS)
+	$(BIN)/python -m pytest -n 3 --ignore $(SOAKS)
 
 test-soaks:
 	$(BIN)/python -m pytest -q --no-header $(SOAKS)

@@ -130,11 +130,12 @@ async def test_an_exchange_whose_time_is_up_keeps_the_round_that_runs(mosquitto,
 # -- a process -----------------------------------------------------------------------------------
 
 DEAF = """
-import pathlib, time
+import pathlib, signal, time
 from concurrent.futures import ThreadPoolExecutor
 from edge_agent import worker
 
 worker.GRACE_S = 0.3
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 
 class Deaf:
     def train(self, tensors, options, rng):
