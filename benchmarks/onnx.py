@@ -70,8 +70,10 @@ def steps(arguments: Arguments) -> Report:
                     t / o for o, t in zip(spinning, theirs, strict=True)
                 ),
             }
+            # torch's threads wait busily: so do ours where there are two of them
+            judged = f"{case}: over torch's speed" + (", spinning" if threads > 1 else "")
             if name in AIMS:
-                report.aims.append(Aim(f"{case}: over torch's speed", ratio, at_least=AIMS[name]))
+                report.aims.append(Aim(judged, report.figures[judged], at_least=AIMS[name]))
         report.notes = [found["versions"], "batch 32; medians of the rounds' minima"]
     return report
 

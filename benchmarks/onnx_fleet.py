@@ -6,7 +6,8 @@
              windows of 30 cycles; RMSE and the NASA score on the last window of the test engines
              (Saxena et al., "Damage propagation modeling", PHM 2008, section VI)
 
-Every device is an agent with the bundle that the task brings and a file of its own data. Beside it
+Every device is an agent with the bundle that the task brings and a file of its own data. Single
+versions jump: told is the mean over the last five that were looked at, twice a second. Beside it
 the same trainer on all data in one place, in as many local steps as all devices made together.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from time import monotonic
 from typing import Any, Final
 
@@ -50,6 +52,7 @@ from schemas.task import Option, PublishOptions, TaskSpec, TrainOptions, checked
 TASK: Final = TaskName("onnx")
 DATA: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "turbofan"
 RUL_MAX: Final = 125.0
+LOOKED_AT: Final = 5
 CONSTANT: Final = (0, 1, 2, 3, 7, 8, 12, 18, 20, 21)
 """Columns of the 24 after engine and cycle that do not vary in FD001."""
 
@@ -124,8 +127,8 @@ def _digits(name: str, rng: np.random.Generator) -> Case:
                 train=TrainOptions(
                     epochs=3,
                     batch_size=16,
-                    learning_rate=0.003 if name == "encoder" else 0.05,
-                    options=ADAM if name == "encoder" else {"momentum": 0.5, "clip": 1.0},
+                    learning_rate=0.003,
+                    options=ADAM,
                 ),
                 codec=CodecOptions("sq"),
                 publish=PublishOptions(lattice=True),
@@ -134,7 +137,7 @@ def _digits(name: str, rng: np.random.Generator) -> Case:
         )
 
     parts = [(d.features.reshape(shape), d.labels) for d in split.devices]
-    return Case("cross-entropy", parts, judge, held.features.reshape(shape), spec, 1500)
+    return Case("cross-entropy", parts, judge, held.features.reshape(shape), spec, 2000)
 
 
 def _turbofan() -> Case:
@@ -208,6 +211,7 @@ async def _by_a_fleet(
         ]
         running = [asyncio.create_task(agent.run()) for agent in agents]
         began, said, folded = monotonic(), 0.0, 0
+        last: dict[int, Array] = {}
         try:
             while folded < updates:
                 for task in running:
@@ -218,20 +222,23 @@ async def _by_a_fleet(
                 if monotonic() - said > 5.0:
                     said = monotonic()
                     progress(f"onnx_fleet: {name}: {folded} of {updates} updates")
+                model = await published_model(redis, TASK)
+                if model is not None and folded > updates * 0.8:
+                    last[model.manifest.version] = model.params
                 await asyncio.sleep(0.5)
             spent = monotonic() - began
-            model = await published_model(redis, TASK)
         finally:
             await end(running)
-    assert model is not None
-    found = _judged(bundle, unflatten(spec.params, model.params), case)
+    newest = sorted(last)[-LOOKED_AT:]
+    judged = [_judged(bundle, unflatten(spec.params, last[v]), case) for v in newest]
+    found = {figure: fmean(each[figure] for each in judged) for figure in judged[0]}
     told = {
         "devices": float(len(agents)),
         "updates folded": float(folded),
         "seconds": spent,
         "bytes of an update": status["payload_bytes"] / folded,
         "mean staleness": status["staleness_mean"],
-        "versions": float(model.manifest.version),
+        "versions": float(newest[-1]),
     }
     return found, told
 
