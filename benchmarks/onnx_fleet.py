@@ -123,7 +123,7 @@ def _digits(name: str, rng: np.random.Generator) -> Case:
         return checked_spec(
             TaskSpec(
                 params=built.bundle.manifest.params,
-                strategy=StrategyOptions(buffer_size=10, flush_after_s=5.0),
+                strategy=StrategyOptions(buffer_size=10, server_lr=0.5, flush_after_s=5.0),
                 train=TrainOptions(
                     epochs=3,
                     batch_size=16,
@@ -164,7 +164,7 @@ def _turbofan() -> Case:
         return checked_spec(
             TaskSpec(
                 params=built.bundle.manifest.params,
-                strategy=StrategyOptions(buffer_size=20, flush_after_s=5.0),
+                strategy=StrategyOptions(buffer_size=20, server_lr=0.5, flush_after_s=5.0),
                 train=TrainOptions(
                     epochs=2,
                     batch_size=32,
