@@ -67,7 +67,7 @@ class Fetcher:
             settings, self._windows, spool, spec=self.stored_spec, wanted=bundled
         )
         self._wanted: Manifest | None = None
-        self._overtaken, self._plain = 0, False
+        self._overtaken, self._is_on_blob = 0, False
         self._offers = Offers(canary=False)
         self._refused: Manifest | None = None
         self._rereading = False
@@ -123,7 +123,7 @@ class Fetcher:
             self._wanted = wanted
             self._wake.set()
             self._overtaken += 1
-            if self._plain and self._overtaken >= KEPT:
+            if self._is_on_blob and self._overtaken >= KEPT:
                 self._windows.give_up()
 
     def take(self, topic: str, payload: bytes) -> None:
@@ -210,12 +210,15 @@ class Fetcher:
 
     async def _fetch_one(self, session: Connection, manifest: Manifest, spec: TaskSpec) -> bool:
         """Fetch one model; False when it does not come, is wrong, or another one is wanted."""
-        self._overtaken, self._plain = 0, not is_lattice(manifest)
         try:
             if is_lattice(manifest):
                 caught = await self._walker.catch_up(session, manifest, spec, self._wanted_now)
             else:
-                caught = await self._fetch_blob(session, manifest)
+                self._overtaken, self._is_on_blob = 0, True
+                try:
+                    caught = await self._fetch_blob(session, manifest)
+                finally:
+                    self._is_on_blob = False
             if caught is None:
                 return False
         except WireError as exc:

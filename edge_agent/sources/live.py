@@ -53,7 +53,7 @@ def fields_of(reading: Mapping[str, float], given: InputOptions) -> tuple[str, .
     """
     if given.features:
         return given.features
-    others = tuple(sorted(n for n in reading if n != given.label or given.horizon))
+    others = tuple(n for n in reading if n != given.label or given.horizon)
     if len(others) > 1:
         told = f"it has {len(others)} fields, and JSON knows no order"
         raise ValueError(f"{told}: name them in the task's [input] features")
@@ -270,7 +270,7 @@ class LiveSamples:
 
     @staticmethod
     def _note_fields(ring: Ring, reading: Mapping[str, float], fit: Fit) -> None:
-        """All fields but the label, by name: an object has no order. Raises ValueError."""
+        """The task's, or the only one there is. Raises ValueError."""
         fields, given = fields_of(reading, fit.given), fit.manifest.x.size // fit.given.window
         if len(fields) != given:
             told = f"it has {len(fields)} numbers besides the label, but x takes {given} a reading"

@@ -163,6 +163,28 @@ async def test_a_newer_model_does_not_hasten_what_was_refused(
             assert len(numbers(asked)) == CHUNKS
 
 
+async def test_newer_models_do_not_cut_off_the_bundle_of_a_task_that_was_made_anew(
+    mosquitto, tmp_path, asked, heard
+) -> None:
+    other = bundling.packed(SPEC.params, bundling.graph("other"))
+    ref = ref_of(other, CHUNK_BYTES)
+    async with server_side(mosquitto) as server:
+        await server.keep_chunks(of())
+        await server.keep_spec(WITH)
+        await server.keep_model(Model(1))
+        async with device(mosquitto, tmp_path, trainer=Takes(), silence_s=600) as there:
+            await server.settle(await server.update_from(Model(1)))
+            await server.keep_spec(msgspec.structs.replace(WITH, bundle=ref))
+            await eventually(lambda: numbers(asked, ref.blob) != [], "it asks for the other one")
+            for version in range(2, 6):
+                await server.keep_manifest(Model(version).manifest)
+            await turns(server, heard)
+            assert heard.count(f"silence blob={ref.blob}") == 0
+            await server.keep_chunks([*of(other), *Model(5).chunks])
+            await server.update_from(Model(5))
+            assert there.trainer.taken[-1].digest == ref.digest
+
+
 async def test_a_bundle_on_the_disk_is_handed_over_without_asking(broker, tmp_path, asked) -> None:
     async with server_side(broker) as server:
         await server.keep_chunks(of())
