@@ -23,6 +23,7 @@ from statistics import fmean
 from time import monotonic
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ from benchmarks.learning.onnx_models import MODELS, SENSORS, WINDOW
 from benchmarks.report import Aim, Arguments, Report, generator, progress, run
 from edge_agent.agent import Agent
 from edge_agent.onnx.bundled import BundleTrainer
-from edge_agent.onnx.session import session_of
+from edge_agent.onnx.session import opened, session_of
 from edge_agent.onnx.trainer import OnnxTrainer
 from edge_agent.settings import AgentSettings
 from edge_agent.sources.samples import Samples
@@ -70,8 +71,25 @@ class Case:
     parts: Sequence[tuple[Array, Array]]
     judge: Callable[[Array], Figures]
     held_out: Array
-    spec: Callable[[Built], TaskSpec]
     updates: int
+    buffer_size: int
+    train: TrainOptions
+    uplink: str
+
+    def spec(self, built: Built) -> TaskSpec:
+        """The task of a bundle."""
+        return checked_spec(
+            TaskSpec(
+                params=built.bundle.manifest.params,
+                strategy=StrategyOptions(
+                    buffer_size=self.buffer_size, server_lr=0.5, flush_after_s=5.0
+                ),
+                train=self.train,
+                codec=CodecOptions("sq"),
+                publish=PublishOptions(lattice=True),
+                uplink=self.uplink,
+            )
+        )
 
 
 def measure(arguments: Arguments) -> Report:
@@ -81,13 +99,13 @@ def measure(arguments: Arguments) -> Report:
     for name in ("cnn", "encoder") if arguments.quick or not DATA.exists() else MODELS:
         rng = generator(arguments.seed)
         case = _turbofan() if name == "lstm" else _digits(name, rng)
-        built = build(MODELS[name](rng), loss=case.loss, run=_run, rng=rng)
+        built = build(MODELS[name](rng), loss=case.loss, run=opened, rng=rng)
         updates = case.updates // 4 if arguments.quick else case.updates
         with tempfile.TemporaryDirectory(prefix="fedmq-bench-") as folder:
             fleet, spent = asyncio.run(
                 _by_a_fleet(name, built, case, updates, where=Path(folder), seed=arguments.seed)
             )
-        steps = _steps(case, built, spent["updates folded"])
+        steps = _steps(case, spent["updates folded"])
         centre = _in_one_place(built, case, int(steps), rng)
         for figure, value in fleet.items():
             report.figures[f"{name}, fleet: {figure}"] = value
@@ -119,25 +137,16 @@ def _digits(name: str, rng: np.random.Generator) -> Case:
     def judge(scores: Array) -> Figures:
         return {"accuracy": 100.0 * float(np.mean(scores.argmax(axis=1) == held.labels))}
 
-    def spec(built: Built) -> TaskSpec:
-        return checked_spec(
-            TaskSpec(
-                params=built.bundle.manifest.params,
-                strategy=StrategyOptions(buffer_size=10, server_lr=0.5, flush_after_s=5.0),
-                train=TrainOptions(
-                    epochs=3,
-                    batch_size=16,
-                    learning_rate=0.003,
-                    options=ADAM,
-                ),
-                codec=CodecOptions("sq"),
-                publish=PublishOptions(lattice=True),
-                uplink="256 B",
-            )
-        )
-
-    parts = [(d.features.reshape(shape), d.labels) for d in split.devices]
-    return Case("cross-entropy", parts, judge, held.features.reshape(shape), spec, 2000)
+    return Case(
+        "cross-entropy",
+        [(d.features.reshape(shape), d.labels) for d in split.devices],
+        judge,
+        held.features.reshape(shape),
+        updates=2000,
+        buffer_size=10,
+        train=TrainOptions(epochs=3, batch_size=16, learning_rate=0.003, options=ADAM),
+        uplink="256 B",
+    )
 
 
 def _turbofan() -> Case:
@@ -160,24 +169,16 @@ def _turbofan() -> Case:
         score = np.where(away < 0, np.exp(-away / 13) - 1, np.exp(away / 10) - 1)
         return {"rmse": float(np.sqrt(np.mean(away**2))), "nasa score": float(score.sum())}
 
-    def spec(built: Built) -> TaskSpec:
-        return checked_spec(
-            TaskSpec(
-                params=built.bundle.manifest.params,
-                strategy=StrategyOptions(buffer_size=20, server_lr=0.5, flush_after_s=5.0),
-                train=TrainOptions(
-                    epochs=2,
-                    batch_size=32,
-                    learning_rate=0.003,
-                    options=ADAM,
-                ),
-                codec=CodecOptions("sq"),
-                publish=PublishOptions(lattice=True),
-                uplink="512 B",
-            )
-        )
-
-    return Case("mse", parts, judge, held, spec, 3000)
+    return Case(
+        "mse",
+        parts,
+        judge,
+        held,
+        updates=3000,
+        buffer_size=20,
+        train=TrainOptions(epochs=2, batch_size=32, learning_rate=0.003, options=ADAM),
+        uplink="512 B",
+    )
 
 
 def _engines(file: Path) -> list[Array]:
@@ -259,9 +260,9 @@ def _agent(number: int, part: tuple[Array, Array], folder: Path, port: int, seed
     return Agent(settings, BundleTrainer(settings))
 
 
-def _steps(case: Case, built: Built, updates: float) -> float:
+def _steps(case: Case, updates: float) -> float:
     """Local steps that all devices made together, by the mean device."""
-    options = case.spec(built).train
+    options = case.train
     each = [-(-len(x) // options.batch_size) * options.epochs for x, _ in case.parts]
     return updates * sum(each) / len(each)
 
@@ -272,14 +273,9 @@ def _steps(case: Case, built: Built, updates: float) -> float:
 def _in_one_place(built: Built, case: Case, steps: int, rng: np.random.Generator) -> Figures:
     """The same descent on all data: as many steps, on batches of the same size."""
     x, y = (np.concatenate(arrays) for arrays in zip(*case.parts, strict=True))
-    options = case.spec(built).train
+    options = case.train
     epochs = max(1, round(steps * options.batch_size / len(x)))
-    whole = TrainOptions(
-        epochs=epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        options=options.options,
-    )
+    whole = msgspec.structs.replace(options, epochs=epochs)
     progress(f"onnx_fleet: in one place, {epochs} epochs of {len(x)} samples")
     trainer = OnnxTrainer(built.bundle, Samples(x, y), threads=1)
     found = trainer.train(built.theta0, whole, rng)
@@ -289,11 +285,6 @@ def _in_one_place(built: Built, case: Case, steps: int, rng: np.random.Generator
 def _judged(bundle: Bundle, tensors: Any, case: Case) -> Figures:
     session = session_of(with_parameters(bundle.infer, tensors), what="the model", threads=1)
     return case.judge(session.run(None, {bundle.manifest.x.name: case.held_out})[0])
-
-
-def _run(model: bytes) -> Any:
-    session = session_of(model, what="the step", threads=1)
-    return lambda feeds: session.run(None, feeds)
 
 
 if __name__ == "__main__":

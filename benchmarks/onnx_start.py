@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 import aiomqtt
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from aggregator.tasks import create_task, published_model
 from benchmarks.learning.onnx_models import MODELS
 from benchmarks.report import generator, progress
-from edge_agent.onnx.session import session_of
+from edge_agent.onnx.session import opened
 from fedmq.bundle_folder import packed
 from fedmq.demo.digits import load_digits
 from fedmq.onnx_training import build
@@ -51,7 +51,7 @@ async def _starts(repeats: int, folder: Path) -> dict[str, float]:
     built = build(
         MODELS["cnn"](rng),
         loss="cross-entropy",
-        run=_run,
+        run=opened,
         rng=rng,
     )
     spec = checked_spec(
@@ -75,11 +75,6 @@ async def _starts(repeats: int, folder: Path) -> dict[str, float]:
                 sent.append(first)
                 told.append(receipt)
     return {"start to first update, s": median(sent), "start to Receipt, s": median(told)}
-
-
-def _run(model: bytes) -> Any:
-    session = session_of(model, what="the step")
-    return lambda feeds: session.run(None, feeds)
 
 
 async def _one(device: str, folder: Path, port: int) -> tuple[float, float]:

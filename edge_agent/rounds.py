@@ -26,7 +26,7 @@ from schemas.messages import Manifest, ModelUpdate
 from schemas.names import Boot, Seq
 from schemas.params import Params, base_digest, travelling
 from schemas.task import TaskSpec, TrainOptions
-from schemas.wire import encode_update
+from schemas.wire import METRICS_MAX, encode_update
 
 OnCreated: TypeAlias = Callable[[Boot, Seq, Seq | None, bytes], None]
 """Told of every update that was created, after it is safe on the disk: its identity, the number of
@@ -36,9 +36,6 @@ Entropy: TypeAlias = Callable[[int], "np.random.Generator"]
 """Gives the generator of one round of training, by its number."""
 
 log = logging.getLogger("fedmq.agent")
-
-METRICS_MAX: Final = 16
-"""Metrics that an update may carry (docs/wire.md, section 3)."""
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 

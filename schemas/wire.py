@@ -30,6 +30,9 @@ _HEAD_BOUND: Final = 1024
 """Bytes in which any header or small message must fit, metrics included."""
 
 _U8 = Annotated[int, msgspec.Meta(ge=0, le=127)]
+METRICS_MAX: Final = 16
+"""Metrics that an update may carry (docs/wire.md, section 3)."""
+
 _U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 _POSITIVE = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
@@ -38,7 +41,7 @@ _BlobBytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 _ChunkBytes = Annotated[int, msgspec.Meta(ge=64, le=1 << 20)]
 _Metrics = Annotated[
     dict[Annotated[str, msgspec.Meta(min_length=1, max_length=32)], float],
-    msgspec.Meta(max_length=16),
+    msgspec.Meta(max_length=METRICS_MAX),
 ]
 
 

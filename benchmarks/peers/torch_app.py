@@ -47,14 +47,10 @@ def modules(seed: int) -> dict[str, Any]:
 
 def bundled(module: Any, example: Any, seed: int) -> Any:
     """The bundle of a module, and its initial vector."""
-    from edge_agent.onnx.session import session_of
+    from edge_agent.onnx.session import opened
     from fedmq.onnx_training import build
     from fedmq.onnx_training.from_torch import export
     from schemas.params import flatten
-
-    def opened(model: bytes) -> Any:
-        session = session_of(model, what="the step")
-        return lambda feeds: session.run(None, feeds)
 
     built = build(
         export(module, example),

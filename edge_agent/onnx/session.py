@@ -10,7 +10,7 @@ are as fast without (`benchmarks.learning.onnx_models`).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -37,6 +37,14 @@ class Session(Protocol):
     ) -> list[NDArray[np.generic]]:
         """Compute the named outputs; None: all."""
         ...
+
+
+def opened(
+    model: bytes,
+) -> Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]:
+    """A model as a function of its inputs, on one thread: what a new bundle is checked with."""
+    session = session_of(model, what="the graph", threads=1)
+    return lambda feeds: session.run(None, feeds)
 
 
 def threads_or_default(threads: int) -> int:

@@ -1,17 +1,15 @@
 """`fedmq model import`: an ordinary ONNX model becomes a training bundle. The author's machine."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, cast, get_args
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from edge_agent.importing import imported
-from edge_agent.onnx.session import session_of
+from edge_agent.onnx.session import opened
 from fedmq.bundle_folder import packed, write_folder
 from schemas.bundle import BUNDLE_BYTES_MAX, Loss
 from schemas.errors import ConfigError
@@ -76,7 +74,7 @@ def import_model(
         built = build(
             given,
             loss=cast("Loss", loss),
-            run=_run,
+            run=opened,
             rng=np.random.default_rng(seed),  # noqa: TID251 - the shell makes it
             batch_statistics=batch_statistics,
             frozen=frozenset(freeze or ()),
@@ -138,13 +136,3 @@ def _exported(path: str) -> Any:
     if not (isinstance(made, tuple) and len(made) == 2):
         raise ConfigError("torch", f"{path!r} must return (module, example batch)")
     return export(*made)
-
-
-def _run(model: bytes) -> Any:
-    """What the check runs graphs with."""
-    session = session_of(model, what="the step", threads=1)
-
-    def call(feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        return session.run(None, feeds)
-
-    return call

@@ -122,7 +122,4 @@ async def _serve(settings: RegionSettings) -> None:
         except RedisError as exc:
             msg = f"the site's redis does not answer ({exc}); is it running?"
             raise FedmqError(msg) from exc
-        try:
-            await Agent(settings, trainer, spool).run()
-        finally:
-            trainer.stop()  # a round that waits would keep the process
+        await Agent(settings, trainer, spool).run()

@@ -24,6 +24,7 @@ from aggregator.checkpoint import (
 from aggregator.state import Release
 from aggregator.store import as_bytes
 from aggregator.tasks import append_entry, kept_model, last_commit, no_such
+from edge_agent.trainer import Stopped
 from fedmq.region.merging import (
     Begun,
     Since,
@@ -49,10 +50,6 @@ POLL_S: Final = 0.1
 
 QUIET_S: Final = 10.0
 """How long to wait for a moment at which the whole log is folded, to begin a round at."""
-
-
-class Stopped(ValueError):  # noqa: N818 - nothing is wrong
-    """The region was told to end."""
 
 
 async def spec_and_commit(redis: Redis, task: TaskName) -> tuple[TaskSpec, SmallState]:

@@ -30,10 +30,7 @@ from schemas.pace import SCORE, Facts, score
 from schemas.params import Params, base_digest, travelling
 from schemas.seal import sealed
 from schemas.uplink import read_uplink
-from schemas.wire import encode_update
-
-METRICS_MAX: Final = 16
-"""An update bears no more, as `edge_agent.rounds` has it."""
+from schemas.wire import METRICS_MAX, encode_update
 
 ASK_BYTES: Final = 20
 """What a sleeping device sends so that it is answered."""

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.learning.onnx_models import MODELS
 from benchmarks.peers.environment import ROOT
-from edge_agent.onnx.session import session_of
+from edge_agent.onnx.session import opened
 from edge_agent.onnx.trainer import OnnxTrainer
 from edge_agent.sources.samples import Samples
 from fedmq.bundle_folder import read_folder, write_folder
@@ -46,12 +46,8 @@ print(json.dumps([onnxruntime.__version__, np.__version__]))
 def test_the_oldest_runtime_learns_what_the_newest_does(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
 
-    def run(model: bytes):
-        session = session_of(model, what="the step", threads=1)
-        return lambda feeds: session.run(None, feeds)
-
     built = build(
-        MODELS[name](rng), loss="mse" if name == "lstm" else "cross-entropy", run=run, rng=rng
+        MODELS[name](rng), loss="mse" if name == "lstm" else "cross-entropy", run=opened, rng=rng
     )
     write_folder(tmp_path / "bundle", built.bundle, built.theta0)
     bundle, theta0 = read_folder(tmp_path / "bundle")

@@ -20,7 +20,7 @@ from aggregator.service import serve
 from aggregator.settings import AggregatorSettings
 from aggregator.tasks import append_entry, commit_if_any, create_task, kept_model, last_commit
 from edge_agent.spool import Spool
-from edge_agent.trainer import TrainResult
+from edge_agent.trainer import Stopped, TrainResult
 from fedmq.region import SiteTrainer
 from lifetimes.together import end
 from redis_session.connection import connect
@@ -169,7 +169,7 @@ async def test_who_starts_again_goes_on_with_the_round_and_keeps_what_has_come(
         await site.sends(2)
         await site.until(version=2)
         first.stop()
-        with pytest.raises(ValueError, match="the region ends"):
+        with pytest.raises(Stopped, match="the region ends"):
             await running
         again = training(SiteTrainer(site.url, SITE, 4, 60.0, memory), BASE)
         await site.sends(2)
@@ -331,7 +331,7 @@ async def test_who_starts_again_under_another_model_carries_over_what_the_site_s
             await site.sends(2)
         await site.until(version=3)
         first.stop()
-        with pytest.raises(ValueError, match="the region ends"):
+        with pytest.raises(Stopped, match="the region ends"):
             await running
         running = training(SiteTrainer(site.url, SITE, 6, 60.0, memory, outbox=outbox), BASE * 2)
         for version in range(4, 5 if keeps else 7):
