@@ -38,7 +38,9 @@ Hex: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 _Axis: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=EXAMPLE_MAX)]
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=BUNDLE_BYTES_MAX)]
-_CLASSES: Final = ("cross-entropy", "nll")
+CLASSES: Final = ("cross-entropy", "nll")
+"""The losses whose label is the number of a class."""
+
 _CLASSES_LEAST: Final = 2
 
 
@@ -105,7 +107,7 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.opset not in OPSETS or self.ir not in IR_VERSIONS:
             msg = f"opset {self.opset} with IR {self.ir} is not read; import the model again"
             raise ValueError(msg)
-        classes = self.loss in _CLASSES
+        classes = self.loss in CLASSES
         wanted = ("int64", ()) if classes else ("float32", self.output.shape)
         found = (self.label.dtype, self.label.shape)
         if self.output.dtype != "float32" or found != wanted:
@@ -198,7 +200,8 @@ def ref_of(data: bytes, chunk_bytes: int) -> BundleRef:
 
 def _check_size(data: bytes) -> None:
     if not 0 < len(data) <= BUNDLE_BYTES_MAX:
-        msg = f"a bundle of {len(data)} bytes; there are 1 to {BUNDLE_BYTES_MAX}"
+        bound = f"there are 1 to {BUNDLE_BYTES_MAX}: make the model smaller"
+        msg = f"a bundle of {len(data)} bytes; {bound}"
         raise ValueError(msg)
 
 

@@ -53,6 +53,7 @@ _RUNTIMES_OWN: Final = b"ORTM"
 
 _FLOAT: Final = 1
 _GRAPH_FIELD: Final = 7
+_NOTES_FIELD: Final = 14
 _INITIALIZER_FIELD: Final = 5
 
 
@@ -75,12 +76,15 @@ def check_graph(data: bytes, *, what: str) -> None:
     _Look(what).model(memoryview(data))
 
 
-def with_parameters(infer: bytes, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+def with_parameters(
+    infer: bytes, tensors: Mapping[str, NDArray[np.float32]], notes: Mapping[str, str] | None = None
+) -> bytes:
     """A plain ONNX model: a graph without weights, and these as its initializers.
 
     Args:
         infer: a serialised ModelProto that names the tensors and does not have them.
         tensors: float32, by the initializers' names.
+        notes: what its metadata tell besides.
 
     Raises:
         ValueError: the graph has a tensor of that name already; one is not float32; the whole is
@@ -97,11 +101,19 @@ def with_parameters(infer: bytes, tensors: Mapping[str, NDArray[np.float32]]) ->
             raise ValueError(msg)
         pieces += _initializer(name, array)
     graph = sum(map(len, pieces))
-    whole = [infer, head(_GRAPH_FIELD, graph), *pieces]
+    told = [_note(key, value) for key, value in (notes or {}).items()]
+    whole = [infer, head(_GRAPH_FIELD, graph), *pieces, *told]
     if sum(map(len, whole)) > MODEL_BYTES_MAX:
         msg = f"{graph} bytes of tensors are more than an ONNX file of one piece can hold"
         raise ValueError(msg)
     return b"".join(whole)
+
+
+def _note(key: str, value: str) -> bytes:
+    """A ModelProto's field metadata_props: a message of key and value."""
+    texts = ((1, key.encode()), (2, value.encode()))
+    body = b"".join(head(field, len(text)) + text for field, text in texts)
+    return head(_NOTES_FIELD, len(body)) + body
 
 
 def _initializer(name: str, array: NDArray[np.float32]) -> list[bytes | memoryview]:

@@ -7,7 +7,8 @@ The same formulas as the training step has, in numpy: the mean over all elements
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bundle import Loss
+from edge_agent.trainers.network import log_probabilities
+from schemas.bundle import CLASSES, Loss
 
 Real = NDArray[np.floating]
 
@@ -21,8 +22,8 @@ def mean_loss(loss: Loss, answers: Real, labels: NDArray[np.generic]) -> float:
         labels: int64, shape (n,), for classes, else as answers.
     """
     given = answers.astype(np.float64)
-    if loss in {"cross-entropy", "nll"}:
-        logs = given if loss == "nll" else _log_softmax(given)
+    if loss in CLASSES:
+        logs = given if loss == "nll" else log_probabilities(given)
         return -float(np.mean(logs[np.arange(len(labels)), labels.astype(np.int64)]))
     told = labels.astype(np.float64)
     off = given - told
@@ -40,15 +41,9 @@ def mean_loss(loss: Loss, answers: Real, labels: NDArray[np.generic]) -> float:
 
 def figures(loss: Loss, answers: Real, labels: NDArray[np.generic]) -> dict[str, float]:
     """`accuracy` of classes, of yes and no; `rmse` of numbers, in the label's own unit."""
-    if loss in {"cross-entropy", "nll"}:
+    if loss in CLASSES:
         return {"accuracy": float(np.mean(answers.argmax(axis=1) == labels))}
     if loss == "bce-with-logits":
         return {"accuracy": float(np.mean((answers > 0) == (labels.astype(np.float64) > 0.5)))}
     off = answers.astype(np.float64) - labels.astype(np.float64)
     return {"rmse": float(np.sqrt(np.mean(off * off)))}
-
-
-def _log_softmax(scores: Real) -> Real:
-    shifted: Real = scores - scores.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted

@@ -29,12 +29,13 @@ from edge_agent.sources.files import known_scale, scaled
 from edge_agent.sources.live import LEAST, fields_of, held_as
 from edge_agent.sources.readings import picked
 from edge_agent.sources.samples import Array, Fit, inputs_of
+from edge_agent.sources.scaling import Scale, features_in
 from edge_agent.sources.topic import checked_topic
 from edge_agent.sources.windows import Windower
 from edge_agent.trainer import TrainResult
 from lifetimes.together import together
 from mqtt_session.session import LinkError
-from schemas.bundle import Bundle, BundleManifest
+from schemas.bundle import CLASSES, Bundle, BundleManifest
 from schemas.errors import ConfigError
 from schemas.inputs import InputOptions
 from schemas.onnx_file import with_parameters
@@ -57,6 +58,7 @@ class Taken:
         fit: its ports and the task's [input].
         windower: makes windows of readings.
         features: fields of a reading, in the order of the model's x; empty: not known yet.
+        scale: by which it is fed, once that is known; None: as it comes, too.
         first: windows that the device's own scale is to be measured on.
     """
 
@@ -64,6 +66,7 @@ class Taken:
     fit: Fit
     windower: Windower
     features: tuple[str, ...]
+    scale: Scale | None = None
     first: deque[NDArray[np.float32]] = field(default_factory=lambda: deque(maxlen=LEAST))
 
 
@@ -220,15 +223,16 @@ class Serving:
         fit, features = taken.fit, taken.features
         manifest, window_of = fit.manifest, fit.given.window
         rows: Array = window[None] if window_of > 1 else window
-        if (
-            _is_scaled(fit)
-            and known_scale(rows, fit, self._scale_file, features, self._what) is None
-        ):
+        if taken.scale is None:
+            taken.scale = known_scale(rows, fit, self._scale_file, features, self._what)
+        if taken.scale is None and _is_scaled(fit):
             taken.first.append(window if window_of > 1 else window[0])
             if len(taken.first) < LEAST:  # a scale that is measured on too few stays for good
                 return None
             scaled(np.array(taken.first), fit, self._scale_file, features, self._what)
-        rows = scaled(rows, fit, self._scale_file, features, self._what)
+            taken.scale = known_scale(rows, fit, self._scale_file, features, self._what)
+        if taken.scale is not None:
+            rows = taken.scale.applied(rows, per=features_in(rows))
         x = inputs_of(rows, manifest.x, self._what, windows=True, layout=fit.given.layout)
         (answer,) = served.session.run([manifest.output.name], {manifest.x.name: x})
         return {"version": served.version, "epoch": served.epoch, **said(manifest, answer[0])}
@@ -242,7 +246,7 @@ def _is_scaled(fit: Fit) -> bool:
 def said(manifest: BundleManifest, answer: NDArray[Any]) -> dict[str, Any]:
     """One answer, shape (outputs, ...), in words: a class with its probabilities, or numbers."""
     given = answer.astype(np.float64)
-    if manifest.loss in {"cross-entropy", "nll"}:
+    if manifest.loss in CLASSES:
         odds = np.exp(given - given.max())
         return {"label": int(given.argmax()), "scores": _short(odds / odds.sum())}
     if manifest.loss == "bce-with-logits":

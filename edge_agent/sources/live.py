@@ -222,9 +222,9 @@ class LiveSamples:
         if making.scale is None and (scale := self._known_scale(making)) is not None:
             making.scale = scale
             self._drop(making)
-        x, y, first = making.ring.all()
         if lack := self.lacks():
             raise ValueError(lack)
+        x, y, first = making.ring.all()
         fit, fields = making.fit, making.ring.fields
         raw = Raw(making.rows(x), y if fit.given.label else None, fields)
         return fitted(raw, fit, self._scale_file, self._what, first=first)

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.bundle import BundleManifest, Port
+from schemas.bundle import CLASSES, BundleManifest, Port
 from schemas.inputs import InputOptions, Layout
 
 Array: TypeAlias = NDArray[np.generic]
@@ -19,8 +19,6 @@ BYTES_MAX: Final = 1 << 31
 
 _REAL: Final = "biuf"
 """numpy's kinds of bool, signed, unsigned and floating."""
-
-_CLASSES: Final = ("cross-entropy", "nll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class Fit:
     def classes(self) -> int:
         """How many there are; 0 where the label is no class."""
         manifest = self.manifest
-        return manifest.output.shape[0] if manifest.loss in _CLASSES else 0
+        return manifest.output.shape[0] if manifest.loss in CLASSES else 0
 
     @property
     def column_type(self) -> type[np.float32 | np.int64]:
@@ -163,16 +161,17 @@ def inputs_of(
 def split(samples: Samples, holdout: float) -> tuple[Samples, Samples]:
     """Part samples into those to train on and those held out: every k-th, k about 1 / holdout.
 
-    A sample stays on its side whatever comes after it. Raises ValueError: no share within [0, 1).
+    A sample stays on its side whatever comes after it. The share is within [0, 1).
     """
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}: choose a share of at least 0 and below 1")
     places = samples.first + np.arange(len(samples))
     held = np.floor((places + 1) * holdout) > np.floor(places * holdout)
     if not held.any():
         return samples, Samples(samples.x[:0], samples.y[:0])
     x, y = samples.x, samples.y
-    return Samples(x[~held], y[~held], samples.first), Samples(x[held], y[held], samples.first)
+    mine, other = x[~held], x[held]
+    if y is x:  # a sample that is its own label stays that
+        return Samples(mine, mine, samples.first), Samples(other, other, samples.first)
+    return Samples(mine, y[~held], samples.first), Samples(other, y[held], samples.first)
 
 
 def _is_turned(x: Array, port: Port, layout: Layout, what: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Final, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import typer
@@ -11,11 +11,9 @@ from rich.console import Console
 from edge_agent.importing import imported
 from edge_agent.onnx.session import opened
 from fedmq.bundle_folder import packed, write_folder
-from schemas.bundle import BUNDLE_BYTES_MAX, Loss
+from schemas.bundle import Loss
 from schemas.errors import ConfigError
-
-MODEL_BYTES_MAX: Final = (2 << 30) - 1
-"""What protobuf reads."""
+from schemas.onnx_file import MODEL_BYTES_MAX
 
 
 def import_model(
@@ -81,8 +79,6 @@ def import_model(
             x_shape=example_shape,
         )
         size = len(packed(built.bundle))
-        if size > BUNDLE_BYTES_MAX:
-            raise ConfigError("model", f"makes a bundle of {size:,} bytes: too large to travel")
         write_folder(out, built.bundle, built.theta0)
     for note in built.notes:
         typer.echo(f"note: {note}", err=True)

@@ -13,7 +13,6 @@ from schemas.errors import ConfigError
 from schemas.names import TaskName
 from schemas.onnx_file import with_parameters
 from schemas.params import Params, unflatten
-from schemas.protobuf import head
 from schemas.task import TaskSpec
 
 
@@ -36,25 +35,16 @@ async def onnx(redis: Redis, task: TaskName, spec: TaskSpec, model: PublishedMod
         told = f"onnx needs a bundle, and {task!r} has none"
         remedy = "pull npz, or create the task with fedmq task create --bundle"
         raise ConfigError("format", f"{told}: {remedy}")
-    try:
-        data = with_parameters(bundle.infer, unflatten(spec.params, model.params))
-    except ValueError as exc:
-        raise ConfigError("format", f"onnx: {exc}") from exc
     notes = {
         "fedmq.task": task,
         "fedmq.version": str(model.manifest.version),
         "fedmq.digest": model.manifest.model_digest.hex(),
         "fedmq.input": msgspec.json.encode(spec.input).decode(),
     }
-    return data + b"".join(_entry(key, value) for key, value in notes.items())
-
-
-def _entry(key: str, value: str) -> bytes:
-    """One of ModelProto's metadata_props: field 14, a message of key (1) and value (2)."""
-    body = b"".join(
-        head(field, len(text.encode())) + text.encode() for field, text in ((1, key), (2, value))
-    )
-    return head(14, len(body)) + body
+    try:
+        return with_parameters(bundle.infer, unflatten(spec.params, model.params), notes)
+    except ValueError as exc:
+        raise ConfigError("format", f"onnx: {exc}") from exc
 
 
 def scale_note(spec: TaskSpec) -> str:

@@ -38,7 +38,7 @@ def gradients(
     path = [n for n in forward if wanted.intersection(n.input) and wanted.intersection(n.output)]
     missing: dict[str, list[str]] = {}
     for node in path:
-        if node.op_type not in RULES or node.domain not in {"", "ai.onnx"}:
+        if node.op_type not in RULES:
             missing.setdefault(node.op_type, []).append(node.name or node.output[0])
     if missing:
         raise no_rule(missing)

@@ -97,14 +97,14 @@ def build(
         run(given.SerializeToString())({**feeds, **by_name})[0],
     )
     feeds["theta"] = near(params, theta0, rng)
-    checked = gradcheck.check(run(bundle.step), params, feeds, rng)
+    error = gradcheck.check(run(bundle.step), params, feeds, rng)
     notes = [*promoted.notes, *_last(net, loss)]
     if promoted.statistics and not batch_statistics:
         notes.append(
             "BatchNormalization stays at the statistics that the model has (a fresh one's are 0 "
             "and 1); --batch-statistics measures them"
         )
-    return Built(bundle, theta0, tuple(notes), checked.error)
+    return Built(bundle, theta0, tuple(notes), error)
 
 
 def _params(promoted: Promoted, frozen: frozenset[str], *, batch_statistics: bool) -> ParamSpec:

@@ -6,8 +6,7 @@ are silent.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -42,7 +41,7 @@ def export(module: Any, example: Any) -> onnx.ModelProto:
     if not getattr(example, "ndim", 0) or example.shape[0] < 2:
         raise ConfigError("--torch", "the example must be one tensor, a batch of at least 2")
     try:
-        with _silence():
+        with warnings.catch_warnings(action="ignore"):  # it tells what it does without
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
@@ -59,14 +58,6 @@ def export(module: Any, example: Any) -> onnx.ModelProto:
     told = sum(parameter.numel() for parameter in module.parameters())
     check_count(model, told)
     return model
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter tells at every export what it does without."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def check_count(model: onnx.ModelProto, parameters: int) -> None:

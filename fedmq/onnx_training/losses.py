@@ -10,11 +10,10 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 
 from fedmq.onnx_training.graph import Builder, Shape
-from schemas.bundle import Loss
+from schemas.bundle import CLASSES, Loss
 from schemas.errors import ConfigError
 
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
-CLASSES: Final = ("cross-entropy", "nll")
 """The losses whose label is the number of a class."""
 
 

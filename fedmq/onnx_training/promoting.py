@@ -18,8 +18,7 @@ from onnx import TensorProto, numpy_helper, version_converter
 from fedmq.onnx_training.folding import fold
 from fedmq.onnx_training.graph import Array, Net, Shape, Tensor, label_of, needed, refuse
 from schemas.errors import ConfigError
-
-OPSETS: Final = range(18, 21)
+from schemas.onnx_file import OPSETS
 
 CONSTANT_INPUTS: Final = frozenset(
     {

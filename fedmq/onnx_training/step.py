@@ -29,7 +29,7 @@ from fedmq.onnx_training.graph import (
 )
 from fedmq.onnx_training.lowering import Lowered
 from fedmq.onnx_training.shapes import tensors
-from schemas.bundle import Loss
+from schemas.bundle import CLASSES, Loss
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec
 
@@ -64,7 +64,7 @@ def head_of(net: Net, known: Mapping[str, Tensor], loss: Loss) -> Head:
     if any(d < 1 for d in output.shape[1:]):
         raise ConfigError("model", f"its output has a shape that is not fixed: {output.shape}")
     shape = losses.label_shape(loss, output.shape)
-    dtype = TensorProto.INT64 if loss in losses.CLASSES else TensorProto.FLOAT
+    dtype = TensorProto.INT64 if loss in CLASSES else TensorProto.FLOAT
     return Head(loss, output, Tensor((-1, *shape), dtype))
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from fedmq.onnx_training import losses
 from fedmq.onnx_training.graph import Net
 from fedmq.onnx_training.step import Head
+from schemas.bundle import CLASSES
 from schemas.errors import ConfigError
 from schemas.params import ParamSpec, flatten
 
@@ -31,7 +31,7 @@ def feeds_of(net: Net, head: Head, rng: np.random.Generator) -> dict[str, NDArra
         dtype = np.int64 if x.dtype == TensorProto.INT64 else np.int32
         feeds["x"] = rng.integers(0, _vocabulary(net), shape).astype(dtype)
     wanted = (BATCH, *head.label.shape[1:])
-    if head.loss in losses.CLASSES:
+    if head.loss in CLASSES:
         feeds["label"] = rng.integers(0, head.output.shape[1], wanted).astype(np.int64)
     else:
         feeds["label"] = rng.uniform(size=wanted).astype(np.float32)

@@ -82,8 +82,7 @@ def sigmoid(op: Op) -> str:
 
 def tanh(op: Op) -> str:
     """The slope is 1 - y^2."""
-    g = op.build
-    return g.op("Sub", g.number(1), g.op("Mul", op.y, op.y))
+    return tanh_slope(op, op.y)
 
 
 def _ramp(op: Op, name: str) -> str:

@@ -87,7 +87,7 @@ def clip(op: Op) -> Adjoints:
 
 
 def unchanged(op: Op) -> Adjoints:
-    """The adjoint itself: Identity, and Dropout when nothing is dropped."""
+    """The adjoint itself: Identity, and a Cast between float32."""
     return [op.dy]
 
 

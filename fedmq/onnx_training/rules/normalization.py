@@ -20,8 +20,6 @@ def batch_normalization(op: Op) -> Adjoints:
     Statistics of the batch are lowered before (`lowering`), and are no business of this rule.
     """
     g = op.build
-    if op.integer("training_mode", 0):
-        op.refuse("is in training mode: export the model for inference")
     x, scale, _, mean, variance = op.inputs
     columns: Shape = (op.shape()[1], *[1] * (op.rank() - 2))
     axes = [0, *range(2, op.rank())]

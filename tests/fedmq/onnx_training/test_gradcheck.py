@@ -31,11 +31,11 @@ def tried(change, rng, kinks=0.0):
 
 
 def test_a_right_gradient_passes(rng) -> None:
-    assert tried(lambda g: g, rng).error < 1e-2
+    assert tried(lambda g: g, rng) < 1e-2
 
 
 def test_kinks_do_not_disturb(rng) -> None:
-    assert tried(lambda g: g, rng, kinks=0.5).error < 5e-2
+    assert tried(lambda g: g, rng, kinks=0.5) < 5e-2
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_only_the_tensor_that_is_wrong_is_named(rng) -> None:
 
 
 def test_what_is_frozen_is_not_looked_at(rng) -> None:
-    assert tried(lambda g: np.concatenate([g[:400], 0 * g[400:405], g[405:]]), rng).error < 1e-2
+    assert tried(lambda g: np.concatenate([g[:400], 0 * g[400:405], g[405:]]), rng) < 1e-2
 
 
 def test_a_loss_that_is_not_finite_is_refused(rng) -> None:
