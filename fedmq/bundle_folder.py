@@ -9,7 +9,6 @@ Whatever is wrong with one is a ConfigError that names the file.
 """
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.sources.arrays import UNREADABLE
 from schemas.bundle import (
     BUNDLE_BYTES_MAX,
     MANIFEST_BYTES_MAX,
@@ -76,7 +76,7 @@ def read_folder(path: Path) -> tuple[Bundle, dict[str, NDArray[np.float32]]]:
         bundle = read_bundle(pack_bundle(manifest, step, infer))
     except ValueError as exc:
         raise ConfigError("bundle", f"{path}: {exc}") from exc
-    theta0 = _read_npz(path / THETA0)
+    theta0 = read_npz(path / THETA0)
     _check(manifest, theta0)
     return bundle, {tensor.name: theta0[tensor.name] for tensor in manifest.params.tensors}
 
@@ -103,11 +103,13 @@ def _bytes(path: Path, most: int) -> bytes:
         raise ConfigError("bundle", remedy) from exc
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[np.float32]]:
+def read_npz(path: Path, field: str = "bundle") -> dict[str, NDArray[np.float32]]:
+    """Named arrays of an .npz, as float32. Raises ConfigError, which names the field."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name], dtype=np.float32) for name in archive.files}
     except OSError as exc:
-        raise ConfigError("bundle", f"{path} cannot be read: {exc}") from exc
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
-        raise ConfigError("bundle", f"{path} is not an .npz of plain arrays: {exc}") from exc
+        raise ConfigError(field, f"{path} cannot be read: {exc}") from exc
+    except UNREADABLE as exc:
+        remedy = f"{path} is not an .npz of plain arrays ({exc}); write it with numpy.savez"
+        raise ConfigError(field, remedy) from exc

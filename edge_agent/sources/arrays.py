@@ -15,7 +15,7 @@ from edge_agent.importing import imported
 from edge_agent.sources.samples import BYTES_MAX, Array
 from schemas.errors import ConfigError
 
-_UNREADABLE: Final = (
+UNREADABLE: Final = (
     AttributeError,
     EOFError,
     KeyError,
@@ -28,6 +28,8 @@ _UNREADABLE: Final = (
     StructError,
     ZlibError,
 )
+"""What numpy and zipfile raise on a file that is no .npz of plain arrays."""
+
 _REMEDY: Final = "write it with numpy.savez(file, x=features, y=labels)"
 
 
@@ -43,7 +45,7 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
     except OSError as exc:
         told = f"{path}: {exc.strerror or exc}; check the path in --data"
         raise ValueError(f"{told}, or {_REMEDY}") from exc
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         why = str(exc) or type(exc).__name__
         told = f"{path.name}: not an .npz of plain arrays of at most {BYTES_MAX} bytes ({why})"
         raise ValueError(f"{told}; {_REMEDY}") from exc

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import time
-import zipfile
-import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,7 +14,7 @@ from rich.table import Table
 
 from aggregator.tasks import all_tasks, create_task, fresh_epoch, task_spec, task_status
 from edge_agent.trainers.sgd import descent_of
-from fedmq.bundle_folder import packed, read_folder
+from fedmq.bundle_folder import packed, read_folder, read_npz
 from fedmq.commands import task_files, task_life
 from fedmq.commands.deciding import columns
 from fedmq.commands.running import Config, RedisUrl, redis_for
@@ -197,7 +195,7 @@ def _check_trained(file: TaskFile, manifest: BundleManifest) -> None:
 
 def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:
     if init is not None:
-        tensors = _read_npz(init)
+        tensors = read_npz(init, "init")
         spec = spec_of(tensors)
         if file.params is None:
             return spec, flatten(spec, tensors)
@@ -213,17 +211,6 @@ def _initial(file: TaskFile, init: Path | None) -> tuple[ParamSpec, Params]:
 
 def _shapes(spec: ParamSpec) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.shape for tensor in spec.tensors}
-
-
-def _read_npz(path: Path) -> dict[str, Params]:
-    try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name], dtype=np.float32) for name in archive.files}
-    except OSError as exc:
-        raise ConfigError("init", f"cannot be read: {exc}") from exc
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
-        remedy = f"{path} is not an .npz of plain arrays ({exc}); write it with numpy.savez"
-        raise ConfigError("init", remedy) from exc
 
 
 app.command("update")(task_life.update)

@@ -79,6 +79,16 @@ def break_npz(folder):
     (folder / "theta0.npz").write_bytes(b"PK\x03\x04 no zip")
 
 
+def encrypt_npz(folder):
+    """Zip's own mark of it, in every local and central header."""
+    data = bytearray((folder / "theta0.npz").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := data.find(mark, at + 1)) >= 0:
+            data[at + flags] |= 1
+    (folder / "theta0.npz").write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("act", "why"),
     [
@@ -86,6 +96,7 @@ def break_npz(folder):
         (break_graph, "infer.onnx is not the file that the manifest tells of"),
         (break_model, "theta0.npz does not fit manifest.json"),
         (break_npz, "theta0.npz is not an .npz of plain arrays"),
+        (encrypt_npz, "theta0.npz is not an .npz of plain arrays"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, act, why):
