@@ -414,21 +414,21 @@ class Agent:
 
         A trainer is given the bundle of a task that rests, too: it may collect samples, or serve.
         """
-        why = self._lacking(spec)
+        why, level = self._lacking(spec), logging.INFO
         try:
             if not why and not self._rounds.is_equipped(spec):
                 await self._aside(partial(self._rounds.hand_over, spec))
         except (ConfigError, DiskFull):
             raise
-        except ValueError as exc:
-            why = str(exc)
+        except ValueError as exc:  # nothing that passes by itself, as a condition does
+            why, level = str(exc), logging.WARNING
         except Exception as exc:  # noqa: BLE001 - user's code, or a library's
             await self._wait_for_another(spec, exc)
             return False
         if not why and spec.phase != "running":
             why = f"the task is {spec.phase}"
         if why:
-            await self._wait_for_better_times([why])
+            await self._wait_for_better_times([why], level)
         return not why
 
     async def _wait_for_another(self, spec: TaskSpec, exc: Exception) -> None:
@@ -449,11 +449,11 @@ class Agent:
         lack = str(lacks()) if callable(lacks) else ""
         return [*filter(None, [lack]), *self._unmet(spec.train.when)]
 
-    async def _wait_for_better_times(self, unmet: Sequence[str]) -> None:
+    async def _wait_for_better_times(self, unmet: Sequence[str], level: int = logging.INFO) -> None:
         """Look again later, or when there is news; say why only when it is another reason."""
         why = "; ".join(unmet)
         if why != self._resting:
-            log.info("not_training: %s", why)
+            log.log(level, "not_training: %s", why)
         await self._rest(why, self._settings.conditions_every_s)
 
     async def _waits_s(self, model: Adopted, spec: TaskSpec) -> float:

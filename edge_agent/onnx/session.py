@@ -68,9 +68,13 @@ def session_of(model: bytes, *, what: str, threads: int = 0, spinning: bool = Fa
     """
     try:
         import onnxruntime as ort  # noqa: PLC0415 - 37 MB that a device without a bundle saves
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
         remedy = "needs onnxruntime on this device: pip install 'fedmq[onnx-runtime]'"
         raise ConfigError("bundle", f"{remedy} ({exc})") from exc
+    except ImportError as exc:  # it is there; a Ctrl-C within it ends up here, too
+        if isinstance(exc.__cause__ or exc.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from exc
+        raise ConfigError("bundle", f"onnxruntime does not load on this device: {exc}") from exc
     options: Any = ort.SessionOptions()
     options.intra_op_num_threads = threads_or_default(threads)
     options.inter_op_num_threads = 1

@@ -111,8 +111,9 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
     initializers = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1:
-        names = ", ".join(value.name for value in [*inputs, *graph.output])
-        raise ConfigError("model", f"must have one input and one output, not {names}")
+        sides = ("input", inputs), ("output", graph.output)
+        told = ["{}: {}".format(k, ", ".join(v.name for v in vs) or "none") for k, vs in sides]
+        raise ConfigError("model", f"must have one input and one output; {'; '.join(told)}")
     if graph.sparse_initializer:
         raise ConfigError("model", "has sparse initializers: store them dense")
     copy = onnx.ModelProto()

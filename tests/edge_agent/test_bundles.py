@@ -227,7 +227,7 @@ async def test_a_task_that_was_made_anew_gives_another_bundle(broker, tmp_path, 
             assert [each.digest for each in there.trainer.taken] == [REF.digest, ref.digest]
 
 
-async def test_a_trainer_that_refuses_it_is_given_it_again(broker, tmp_path, heard) -> None:
+async def test_a_trainer_that_refuses_it_is_given_it_again(broker, tmp_path, heard, caplog) -> None:
     async with server_side(broker) as server:
         await server.keep_chunks(of())
         await server.keep_spec(WITH)
@@ -239,6 +239,8 @@ async def test_a_trainer_that_refuses_it_is_given_it_again(broker, tmp_path, hea
             await server.update_from(Model(2))
             assert there.trainer.order[:3] == ["bundle", "bundle", "train"]
     assert heard.count("not_training: this machine cannot load it") == 1
+    levels = {r.levelname for r in caplog.records if "cannot load it" in r.getMessage()}
+    assert levels == {"WARNING"}, "it does not pass by itself, as a condition does"
 
 
 async def test_a_trainer_of_ones_own_trains_and_leaves_the_bundle_alone(

@@ -124,3 +124,31 @@ def test_a_device_without_a_bundle_does_not_pay_for_onnxruntime(room: str) -> No
     command = [sys.executable, "-c", told]
     done = subprocess.run(command, cwd=servers.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "told"),
+    [
+        ("ModuleNotFoundError('No module')", "ConfigError", "pip install 'fedmq[onnx-runtime]'"),
+        ("ImportError('no libstdc++')", "ConfigError", "does not load on this device: no libstd"),
+        ("ImportError('initialization failed') from KeyboardInterrupt()", "KeyboardInterrupt", ""),
+    ],
+)
+def test_only_what_is_not_there_is_to_be_installed(raised: str, kind: str, told: str) -> None:
+    code = f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime": raise {raised}
+sys.meta_path.insert(0, Finder())
+from edge_agent.onnx.session import session_of
+try:
+    session_of(b"", what="it")
+except BaseException as exc:
+    print(type(exc).__name__, exc)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=servers.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(kind)
+    assert told in done.stdout
